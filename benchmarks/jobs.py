@@ -1,0 +1,70 @@
+"""Run independent jobs, one process a core, and keep what they return: JSON beside, a table in docs/results.md."""
+
+import json
+import multiprocessing
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("FEDPEFT_DATA", ROOT.parent / "shared" / "data"))
+"""Where the real data sets lie; each benchmark says which ones it needs."""
+
+
+def run_jobs(
+    work: Callable[[Any], dict[str, Any]], jobs: Mapping[str, Any], *, workers: int, log: Path
+) -> list[dict[str, Any]]:
+    """Return each job's result, in job order; one line is printed and kept in the log as each ends.
+
+    A job whose key is in the log already is not run again, so that an interrupted benchmark goes on where it was; the
+    key names all that the result depends on but the code. Delete the log to run everything afresh.
+    """
+    results = _logged(log, set(jobs))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
+        futures = {pool.submit(work, job): key for key, job in jobs.items() if key not in results}
+        for done in as_completed(futures):
+            key = futures[done]
+            results[key] = done.result()
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "result": results[key]}) + "\n")
+            print(f"[{len(results)}/{len(jobs)}] {json.dumps(results[key])}", flush=True)
+    return [results[key] for key in jobs]
+
+
+def _logged(log: Path, keys: set[str]) -> dict[str, dict[str, Any]]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return {row["key"]: row["result"] for row in rows if row["key"] in keys}
+
+
+def write_results(name: str, results: dict[str, Any]) -> Path:
+    """Write docs/results/NAME.json, with what machine it was made on."""
+    path = ROOT / "docs" / "results" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    path.write_text(json.dumps({"machine": machine, **results}, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def write_section(name: str, text: str) -> None:
+    """Put a section between its markers in docs/results.md, or add it at the end."""
+    path = ROOT / "docs" / "results.md"
+    old = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    block = f"{begin}\n{text.strip()}\n{end}"
+    before, found, rest = old.partition(begin)
+    if found:
+        path.write_text(before + block + rest.partition(end)[2], encoding="utf-8")
+    else:
+        path.write_text(f"{old.rstrip()}\n\n{block}\n", encoding="utf-8")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

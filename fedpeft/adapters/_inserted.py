@@ -1,0 +1,66 @@
+"""Modules put into a model beside its own: the ground on which methods that peft lacks are written.
+
+A method makes one small module a target; everything the module trains becomes a slot. Its parameters sit in ordinary
+leaf modules that are called positionally, which is what per-example gradients need.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import final
+
+from torch import Tensor, nn
+
+from fedpeft.adapters.base import Algebra, Bound, Slot, freeze
+from fedpeft.errors import UnsupportedError
+
+__all__ = ["Series", "insert"]
+
+
+@final
+class Series(nn.Module):
+    """A layer followed by an added module with a residual: y = base(x); y + added(y)."""
+
+    def __init__(self, base: nn.Module, added: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.added = added
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (..., d_in) to (..., d_out)."""
+        outputs: Tensor = self.base(inputs)
+        adapted: Tensor = outputs + self.added(outputs)
+        return adapted
+
+
+def insert(
+    model: nn.Module, paths: Iterable[str], make: Callable[[str, nn.Module], nn.Module], *, algebra: Algebra
+) -> tuple[Bound, ...]:
+    """Freeze the model, put ``make(path, layer)`` in series after each layer, and bind all it trains, in module order.
+
+    Raises:
+        UnsupportedError: the model lacks a planned module; nothing has been changed.
+    """
+    named, wanted = dict(model.named_modules()), set(paths)
+    if missing := sorted(wanted - set(named)):
+        raise UnsupportedError(f"the plan adapts {missing[0]!r}, which {type(model).__name__} does not have")
+    freeze(model)
+    bound = tuple(
+        bind
+        for path, layer in named.items()
+        if path in wanted
+        for bind in _bind(path, _place(model, path, layer, make(path, layer)), algebra)
+    )
+    model.train(model.training)
+    return bound
+
+
+def _place(model: nn.Module, path: str, layer: nn.Module, added: nn.Module) -> nn.Module:
+    parent, _, name = path.rpartition(".")
+    added.to(next(layer.parameters()).device)
+    model.get_submodule(parent).add_module(name, Series(layer, added))
+    return added
+
+
+def _bind(path: str, added: nn.Module, algebra: Algebra) -> Iterable[Bound]:
+    for name, parameter in added.named_parameters():
+        slot = Slot(name=f"{path}.{name}", shape=tuple(parameter.shape), algebra=algebra, group=path, role=name)
+        yield Bound(slot, parameter)

@@ -1,0 +1,221 @@
+"""What an adapter is: a plan made once by the server, slots that train and travel, and a merge or a refusal.
+
+What travels is the set of slots, never what a library's state dict happens to hold.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.adapters.plan import Plan
+from fedpeft.errors import UnsupportedError
+from fedpeft.tensors import Spec, Tensors
+
+__all__ = ["Adapter", "Algebra", "Attached", "Bound", "Pair", "Penalty", "Slot", "freeze", "head_bounds", "pairs"]
+
+
+class Algebra(Enum):
+    """How a slot enters the effective weight, and so what averaging it means."""
+
+    LINEAR = "linear"
+    """Averaging is exact."""
+    BILINEAR = "bilinear"
+    """One factor of a pair whose product matters: LoRA's A and B."""
+    PROJECTED = "projected"
+    """Coordinates in a subspace that all clients share."""
+    NONLINEAR = "nonlinear"
+    """Plain averaging, no claim of exactness."""
+    LOCAL = "local"
+    """Never leaves the client."""
+    FROZEN = "frozen"
+    """Shared by seed or broadcast once; never trained."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """What an adapter says of one of its tensors."""
+
+    name: str
+    shape: tuple[int, ...]
+    algebra: Algebra
+    group: str
+    """The module it adapts; the two factors of a pair share one group."""
+    role: str
+    """``A`` (rank x d_in) and ``B`` (d_out x rank) of a pair, ``head``, or the method's own word."""
+    scale: float = 1.0
+    """Of a pair: the adapted weight is W + scale * B @ A."""
+
+    @property
+    def travels(self) -> bool:
+        """Whether this tensor is exchanged in rounds."""
+        return self.algebra not in (Algebra.LOCAL, Algebra.FROZEN)
+
+    @property
+    def spec(self) -> Spec:
+        """Name, shape and dtype on the wire; slots are always float32."""
+        return Spec(name=self.name, shape=self.shape, dtype="float32")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two BILINEAR slots of one group: delta W = scale * B @ A."""
+
+    a: Slot
+    b: Slot
+
+    @property
+    def scale(self) -> float:
+        """The factor before B @ A."""
+        return self.b.scale
+
+
+def pairs(slots: Iterable[Slot]) -> tuple[Pair, ...]:
+    """Return the A/B pairs among the slots, in slot order."""
+    by_group: dict[str, dict[str, Slot]] = {}
+    for slot in slots:
+        if slot.algebra is Algebra.BILINEAR:
+            by_group.setdefault(slot.group, {})[slot.role] = slot
+    return tuple(Pair(a=roles["A"], b=roles["B"]) for roles in by_group.values())
+
+
+@final
+@dataclass(frozen=True)
+class Bound:
+    """A slot and the live parameter it names."""
+
+    slot: Slot
+    parameter: nn.Parameter
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Penalty:
+    """Regularisers an adapter adds to the loss, apart by whether they look at data."""
+
+    per_sample: Tensor | None = None
+    """Shape (batch,): one term a sample, so that per-sample clipping stays right."""
+    data_free: Tensor | None = None
+    """A scalar of the parameters alone: under DP it is added after the noise and costs no privacy."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Attached:
+    """A model with its adapter in place: the only door to the trainable state."""
+
+    model: nn.Module
+    bound: tuple[Bound, ...]
+    handle: Any = field(default=None, repr=False)
+    """The method's own object, if it needs one to merge."""
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """All slots, in a fixed order that both sides derive alike."""
+        return tuple(bound.slot for bound in self.bound)
+
+    def with_bound(self, extra: Iterable[Bound]) -> "Attached":
+        """Return the same with further slots, for example a task's head."""
+        return Attached(model=self.model, bound=(*self.bound, *extra), handle=self.handle)
+
+    def manifest(self) -> tuple[Spec, ...]:
+        """Return what travels: name, shape and dtype of each exchanged slot."""
+        return tuple(slot.spec for slot in self.slots if slot.travels)
+
+    def read(self) -> Tensors:
+        """Return a copy of the exchanged slots, float32 on the CPU."""
+        return Tensors(
+            (bound.slot.name, bound.parameter.detach().to("cpu", torch.float32, copy=True))
+            for bound in self.bound
+            if bound.slot.travels
+        )
+
+    @torch.no_grad()
+    def write(self, tensors: Tensors) -> None:
+        """Set the exchanged slots.
+
+        Raises:
+            TensorMismatchError: names, shapes or dtypes are not exactly this adapter's; nothing is written.
+        """
+        tensors.require(self.manifest(), where="adapter")
+        for bound in self.bound:
+            if bound.slot.travels:
+                bound.parameter.copy_(tensors[bound.slot.name])
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return slot name -> live parameter, of all slots that train."""
+        return {bound.slot.name: bound.parameter for bound in self.bound if bound.parameter.requires_grad}
+
+
+class Adapter(ABC):
+    """One parameter-efficient method. Concrete classes are final and hold only their options."""
+
+    @abstractmethod
+    def plan(self, model: nn.Module, *, seed: int) -> Plan:
+        """Decide, on the server only, all that must be equal everywhere (targets, ranks, seeds, factors).
+
+        Raises:
+            InputError: the method cannot serve this model; names what is there.
+        """
+
+    @abstractmethod
+    def attach(self, model: nn.Module, plan: Plan) -> Attached:
+        """Freeze the model, put the adapter in as planned, in place. Equal plans give equal bits everywhere."""
+
+    def penalty(self, attached: Attached) -> Penalty:
+        """Return the regulariser at the current parameters; none by default."""
+        return Penalty()
+
+    def merge(self, attached: Attached) -> nn.Module:
+        """Fold the adapter into plain weights and return the plain model; the attached model is used up.
+
+        Raises:
+            UnsupportedError: the method has no plain equivalent.
+        """
+        raise UnsupportedError(f"adapter {type(self).__name__} cannot be merged into plain weights: it adds modules")
+
+    def save(self, attached: Attached, plan: Plan, folder: Path, *, base: str, revision: str | None) -> None:
+        """Write the adapter in HF PEFT format.
+
+        Raises:
+            UnsupportedError: peft does not have the method; the caller keeps fedpeft's own format alone.
+        """
+        raise UnsupportedError(f"adapter {type(self).__name__} is not a method of peft")
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Stop every parameter from training and return the model."""
+    return model.requires_grad_(False)
+
+
+def head_bounds(model: nn.Module, modules: Iterable[str]) -> tuple[Bound, ...]:
+    """Return the head modules' parameters as slots; a linear head averages exactly.
+
+    Shapes are the module's own, for example (num_labels, hidden) and (num_labels,).
+
+    Raises:
+        UnsupportedError: the model has no such module; names those at its top.
+    """
+    modules, found = tuple(modules), dict(model.named_modules())
+    if missing := [module for module in modules if module not in found]:
+        top = ", ".join(name for name, _ in model.named_children())
+        raise UnsupportedError(f"{type(model).__name__} has no head {missing[0]!r}; at its top are: {top}")
+    return tuple(
+        _head(f"{module}.{name}", parameter)
+        for module in modules
+        for name, parameter in found[module].named_parameters()
+    )
+
+
+def _head(name: str, parameter: nn.Parameter) -> Bound:
+    parameter.requires_grad_(True)
+    group = name.rpartition(".")[0]
+    slot = Slot(name=name, shape=tuple(parameter.shape), algebra=Algebra.LINEAR, group=group, role="head")
+    return Bound(slot, parameter)

@@ -1,0 +1,130 @@
+"""Low-rank update of linear layers: W + scale * B A, merged at no cost.
+
+Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen: LoRA: Low-Rank Adaptation of Large Language Models (2021),
+arXiv 2106.09685. The option ``rslora`` scales by alpha / sqrt(r): Kalajdzievski (2023), arXiv 2312.03732.
+
+BILINEAR: what counts is the product, so the mean of factors is not the factor of the mean.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, final
+
+import torch
+from peft import LoraConfig, LoraModel
+from pydantic import Field
+from torch import nn
+
+from fedpeft.adapters import _peft
+from fedpeft.adapters._targets import matches, matching, transposed
+from fedpeft.adapters.base import Adapter, Algebra, Attached, Bound, Slot
+from fedpeft.adapters.plan import Plan
+from fedpeft.config.base import Frozen
+from fedpeft.errors import UnsupportedError
+from fedpeft.seeds import derive, generator
+
+__all__ = ["Lora", "Options", "make"]
+
+
+@final
+class Options(Frozen):
+    """Options of LoRA."""
+
+    rank: int = Field(default=8, ge=1)
+    """Inner width r of the update."""
+    alpha: float = Field(default=16.0, gt=0)
+    """The update is scaled by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """On the input of A, in training."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(r) instead."""
+    target_modules: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Ends of the names of the linear layers to adapt; all of the transformer body when unset."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """End of a name -> rank, where it differs; the longest that matches a layer counts."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Lora(Adapter):
+    """LoRA, hosted by peft."""
+
+    options: Options
+
+    def plan(self, model: nn.Module, *, seed: int) -> Plan:
+        """Fix the targets, the rank of each and the seed of A."""
+        paths = matching(model, self.options.target_modules)
+        return Plan(
+            adapter="lora",
+            values={
+                **self.options.model_dump(include={"rank", "alpha", "dropout", "rslora"}),
+                "ranks": self._ranks(paths),
+                "seed": derive(seed, "lora"),
+                "transposed": transposed(model, paths),
+            },
+        )
+
+    def attach(self, model: nn.Module, plan: Plan) -> Attached:
+        """Inject; A (r, d_in) is Kaiming-uniform from the plan's seed and the layer's path, B (d_out, r) is zero."""
+        tuner = _peft.inject(LoraModel, model, _config(plan), plan.values["ranks"])
+        layers = _peft.layers(model)
+        for path, layer in layers.items():
+            _initialise(layer.lora_A[_peft.NAME].weight, plan.values["seed"], path)
+        bound = tuple(bind for path, layer in layers.items() for bind in _bind(path, layer))
+        return Attached(model=model, bound=bound, handle=tuner)
+
+    def merge(self, attached: Attached) -> nn.Module:
+        """Return the plain model with W + scale * B A in each target."""
+        return _peft.merge(attached)
+
+    def save(self, attached: Attached, plan: Plan, folder: Path, *, base: str, revision: str | None) -> None:
+        """Write the folder that ``PeftModel.from_pretrained`` reads."""
+        _peft.save(attached, _config(plan), folder, suffix=".weight", base=base, revision=revision)
+
+    def _ranks(self, paths: Iterable[str]) -> dict[str, int]:
+        pattern = self.options.rank_pattern
+        for suffix in pattern:
+            if not any(matches(path, suffix) for path in paths):
+                raise UnsupportedError(f"adapter.rank_pattern: {suffix!r} matches none of the target modules")
+        fitting = {path: [suffix for suffix in pattern if matches(path, suffix)] for path in paths}
+        return {path: pattern[max(found, key=len)] if found else self.options.rank for path, found in fitting.items()}
+
+
+def make(options: Options) -> Lora:
+    """Return LoRA."""
+    return Lora(options=options)
+
+
+def _config(plan: Plan) -> Any:
+    values = plan.values
+    return LoraConfig(
+        r=values["rank"],
+        lora_alpha=values["alpha"],
+        lora_dropout=values["dropout"],
+        use_rslora=values["rslora"],
+        target_modules=list(values["ranks"]),
+        rank_pattern={re.escape(path): rank for path, rank in values["ranks"].items() if rank != values["rank"]},
+        fan_in_fan_out=values["transposed"],
+    )
+
+
+def _bind(path: str, layer: Any) -> tuple[Bound, Bound]:
+    """Return the pair of one layer: A (r, d_in) and B (d_out, r)."""
+    scale = layer.scaling[_peft.NAME]
+    a, b = layer.lora_A[_peft.NAME].weight, layer.lora_B[_peft.NAME].weight
+    return _factor(path, "A", a, scale), _factor(path, "B", b, scale)
+
+
+def _factor(path: str, role: str, parameter: nn.Parameter, scale: float) -> Bound:
+    name, shape = f"{path}.lora_{role}", tuple(parameter.shape)
+    return Bound(Slot(name=name, shape=shape, algebra=Algebra.BILINEAR, group=path, role=role, scale=scale), parameter)
+
+
+@torch.no_grad()
+def _initialise(parameter: nn.Parameter, seed: int, path: str) -> None:
+    """Fill A on the CPU, whatever its device, so that equal plans give equal bits."""
+    fresh = torch.empty(parameter.shape)
+    parameter.copy_(nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator(seed, path)))

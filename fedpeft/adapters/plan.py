@@ -1,0 +1,61 @@
+"""Decisions only the server may take, computed once, hashed, and handed to every client before the first round."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fedpeft.errors import WireError
+from fedpeft.tensors import Tensors
+
+__all__ = ["Plan"]
+
+_LENGTH = 8
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Categorical choices as plain JSON values, and factors, masks or codes as tensors, kept in order of name.
+
+    A reader must take no order from the values: objects come back with their keys sorted.
+    """
+
+    adapter: str
+    values: dict[str, Any]
+    tensors: Tensors = field(default_factory=Tensors)
+
+    def __post_init__(self) -> None:
+        """Sort the tensors, so that hash and bytes are the same before and after the wire."""
+        object.__setattr__(self, "tensors", Tensors(sorted(self.tensors.items())))
+
+    @property
+    def hash(self) -> str:
+        """The sha256 (hex) of values and tensors."""
+        return hashlib.sha256(self.header() + self.tensors.digest().encode()).hexdigest()
+
+    def header(self) -> bytes:
+        """Return adapter and values as canonical JSON."""
+        return json.dumps({"adapter": self.adapter, "values": self.values}, sort_keys=True, allow_nan=False).encode()
+
+    def to_bytes(self) -> bytes:
+        """Return length of the header (8 bytes, little endian), header, tensors as safetensors."""
+        header = self.header()
+        return len(header).to_bytes(_LENGTH, "little") + header + save(dict(self.tensors.map(Tensor.contiguous)))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Plan":
+        """Read what to_bytes wrote.
+
+        Raises:
+            WireError: the bytes are no plan.
+        """
+        end = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
+        try:
+            header = json.loads(data[_LENGTH:end])
+            return cls(adapter=header["adapter"], values=header["values"], tensors=Tensors(load(data[end:])))
+        except Exception as error:
+            raise WireError(f"plan of {len(data)} bytes cannot be read: {type(error).__name__}") from error

@@ -1,0 +1,1 @@
+"""How deltas are packed for the wire, one file each."""

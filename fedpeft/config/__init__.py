@@ -1,0 +1,19 @@
+"""Experiments as values: one TOML file, checked as a whole, frozen, hashed."""
+
+from fedpeft.config.base import Frozen
+from fedpeft.config.load import load, parse
+from fedpeft.config.schema import Choice, Compute, Evaluate, Experiment, Output, Pretrain, Rounds, Train
+
+__all__ = [
+    "Choice",
+    "Compute",
+    "Evaluate",
+    "Experiment",
+    "Frozen",
+    "Output",
+    "Pretrain",
+    "Rounds",
+    "Train",
+    "load",
+    "parse",
+]

@@ -1,0 +1,183 @@
+"""Read an experiment file: every error at once, each with file, key, value and bound."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedpeft import plugins
+from fedpeft.config.base import Frozen
+from fedpeft.config.explain import explain
+from fedpeft.config.schema import Choice, Compute, Evaluate, Experiment, Output, Pretrain, Rounds, Train
+from fedpeft.errors import ConfigError
+
+__all__ = ["load", "parse"]
+
+_CHOICES = {
+    "model": "model",
+    "data": "source",
+    "partition": "partition",
+    "task": "task",
+    "adapter": "adapter",
+    "strategy": "strategy",
+    "codec": "codec",
+    "pretrain_data": "source",
+}
+_TABLES: dict[str, type[Frozen]] = {
+    "train": Train,
+    "rounds": Rounds,
+    "evaluate": Evaluate,
+    "compute": Compute,
+    "output": Output,
+    "pretrain": Pretrain,
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "codec": {"name": "none"},
+    "strategy": {"name": "fedavg"},
+    **{name: {} for name in ("train", "rounds", "evaluate", "compute", "output")},
+}
+_BARE = re.compile(r"""[^\s\[\]{}"'=,][^\[\]{}"'\n\r]*""")
+"""A word that needs no quotes on the command line: a name, a path, a hub id."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Read one TOML file and apply ``a.b=c`` overrides.
+
+    Raises:
+        ConfigError: the file cannot be read, or lists everything that is wrong in it.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(table, override)
+    table.setdefault("name", path.stem)
+    return parse(table, where=str(path))
+
+
+def parse(table: Mapping[str, Any], *, where: str = "experiment") -> Experiment:
+    """Check a table as a whole.
+
+    Raises:
+        ConfigError: one line for each thing that is wrong.
+    """
+    problems: list[str] = []
+    known = ["name", "seed", *_CHOICES, *_TABLES]
+    problems += [f"{key}: unknown key{plugins.nearest(key, known)}" for key in table if key not in known]
+    merged = {**_DEFAULTS, **table}
+    values: dict[str, Any] = {
+        "name": _checked_name(merged.get("name", "experiment"), problems),
+        "seed": _checked_seed(merged.get("seed", 0), problems),
+    }
+    for key, group in _CHOICES.items():
+        values[key] = _choice(key, group, merged, problems)
+    for key, kind in _TABLES.items():
+        values[key] = _validated(kind, merged[key], key, problems) if key in merged else None
+    problems += _across(values) if not problems else []
+    if problems:
+        raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems))
+    return Experiment(**values)
+
+
+def _choice(key: str, group: str, table: Mapping[str, Any], problems: list[str]) -> Choice | None:
+    if key not in table:
+        if key != "pretrain_data":
+            problems.append(f"{key}: missing table; add [{key}] with a name{plugins.nearest('', plugins.names(group))}")
+        return None
+    given = table[key]
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        known = plugins.nearest("", plugins.names(group))
+        problems.append(f"{key} = {given!r}: expected a table with a name, [{key}] and name = ...{known}")
+        return None
+    try:
+        kind: type[Frozen] = vars(plugins.load(group, given["name"]))["Options"]
+    except ConfigError as error:
+        problems.append(f"{key}.name: {error}")
+        return None
+    options = _validated(kind, {name: value for name, value in given.items() if name != "name"}, key, problems)
+    return Choice(group=group, name=given["name"], options=options) if options is not None else None
+
+
+def _validated(kind: type[Frozen], given: Any, key: str, problems: list[str]) -> Frozen | None:
+    """Validate through JSON: strict about types, while TOML's arrays still fill tuples."""
+    if not isinstance(given, Mapping):
+        problems.append(f"{key} = {given!r}: expected a table, [{key}]")
+        return None
+    try:
+        return kind.model_validate_json(json.dumps(given))
+    except TypeError:
+        problems.append(f"{key}: holds a date or a time, and no option takes one; quote it to make it a string")
+    except ValidationError as error:
+        problems += explain(key, kind, given, error)
+    return None
+
+
+def _checked_name(value: Any, problems: list[str]) -> Any:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        problems.append(f"name = {value!r}: expected up to 100 letters, digits, '.', '_' or '-'")
+    return value
+
+
+def _checked_seed(value: Any, problems: list[str]) -> Any:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        problems.append(f"seed = {value!r}: expected an integer, 0 <= seed < 2**63")
+    return value
+
+
+def _across(values: Mapping[str, Any]) -> list[str]:
+    """Check what no single table can: settings that contradict each other or would have no effect."""
+    train, rounds = values["train"], values["rounds"]
+    problems = []
+    if train.optimizer == "adamw" and train.momentum:
+        problems.append(
+            f"train.momentum = {train.momentum}: has no effect with optimizer 'adamw'; remove it or use 'sgd'"
+        )
+    if train.local_steps and train.local_epochs != 1:
+        problems.append(
+            f"train.local_epochs = {train.local_epochs}: has no effect with train.local_steps; remove either"
+        )
+    if train.warmup_rounds >= rounds.num_rounds and train.warmup_rounds:
+        problems.append(
+            f"train.warmup_rounds = {train.warmup_rounds}: expected < rounds.num_rounds = {rounds.num_rounds}"
+        )
+    if rounds.clients_per_round and rounds.min_clients > rounds.clients_per_round:
+        problems.append(
+            f"rounds.min_clients = {rounds.min_clients}: "
+            f"expected <= rounds.clients_per_round = {rounds.clients_per_round}"
+        )
+    if (values["pretrain"] is None) != (values["pretrain_data"] is None):
+        problems.append("pretrain and pretrain_data: give both tables or neither")
+    return problems
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    path, _, text = override.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not text.strip() or not all(keys):
+        raise ConfigError(f"override {override!r}: expected key=value or table.key=value")
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"override {override!r}: {key!r} is not a table")
+    table[keys[-1]] = _value(override, text.strip())
+
+
+def _value(override: str, text: str) -> Any:
+    """Read an override's value as TOML, and a bare word as a string."""
+    try:
+        read = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError as error:
+        if _BARE.fullmatch(text):
+            return text
+        raise ConfigError(f"override {override!r}: the value is not valid TOML: {error}") from error
+    if set(read) != {"value"}:
+        raise ConfigError(f"override {override!r}: expected one value on one line")
+    return read["value"]

@@ -1,0 +1,181 @@
+"""What an experiment file may say. Each plug-in's own options live beside the plug-in."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, final
+
+import tomli_w
+from pydantic import Field
+
+from fedpeft import plugins
+from fedpeft.config.base import Frozen
+
+__all__ = ["Choice", "Compute", "Evaluate", "Experiment", "Output", "Pretrain", "Rounds", "Train"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A plug-in by name, with its checked options."""
+
+    group: str
+    name: str
+    options: Frozen
+
+    def table(self) -> dict[str, Any]:
+        """Return the table as it stands in the file, defaults included."""
+        return {"name": self.name, **self.options.model_dump(mode="json")}
+
+    def build(self) -> Any:
+        """Import the plug-in and make it."""
+        return vars(plugins.load(self.group, self.name))["make"](self.options)
+
+
+@final
+class Train(Frozen):
+    """Local training on one client in one round."""
+
+    local_epochs: int = Field(default=1, ge=1)
+    """Passes over the client's data a round; must be left out when local_steps is set."""
+    local_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps a round instead of whole epochs."""
+    batch_size: int = Field(default=32, ge=1)
+    """Examples a step."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Fresh on each client in each round."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """At the first round."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls over the rounds."""
+    warmup_rounds: int = Field(default=0, ge=0)
+    """Rounds over which the learning rate rises linearly to its value."""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Of sgd; must be 0 for adamw."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled for adamw, L2 for sgd."""
+    max_grad_norm: float | None = Field(default=None, gt=0)
+    """Clip the batch gradient to this L2 norm (no privacy claim)."""
+
+
+@final
+class Rounds(Frozen):
+    """The federation's rounds."""
+
+    num_rounds: int = Field(default=10, ge=1)
+    """Rounds in all."""
+    clients_per_round: int | None = Field(default=None, ge=1)
+    """Clients drawn a round, uniformly without replacement; all when unset."""
+    min_clients: int = Field(default=1, ge=1)
+    """Fewer replies than this stop the run."""
+    timeout_seconds: float = Field(default=3600.0, gt=0)
+    """A reply later than this is a failure."""
+    window: int = Field(default=16, ge=1)
+    """Messages under way at once; bounds the server's memory."""
+    checkpoint_every: int = Field(default=1, ge=1)
+    """Rounds between checkpoints; the last round always has one."""
+
+
+@final
+class Evaluate(Frozen):
+    """When and where the global adapter is evaluated."""
+
+    every: int = Field(default=1, ge=1)
+    """Rounds between evaluations on the held-out data; rounds 0 and last are always evaluated."""
+    batch_size: int = Field(default=64, ge=1)
+    """Examples a forward pass."""
+    on_clients: bool = False
+    """Also evaluate on each drawn client's own held-out share."""
+    client_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of a client's examples kept from its training when on_clients is set."""
+    max_examples: int | None = Field(default=None, ge=1)
+    """Evaluate on the first so many held-out examples only."""
+
+
+@final
+class Compute(Frozen):
+    """How the arithmetic is done."""
+
+    num_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Threads of one process; part of what makes a run reproducible to the bit."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: forward and backward by autocast, adapters and optimizer in float32; for hardware that has it."""
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda|cuda:\d+)$", examples=["cpu", "cuda", "cuda:0"])
+    """Where tensors live."""
+
+
+@final
+class Pretrain(Frozen):
+    """Full training of the base model on public data before the federation starts, done once and cached."""
+
+    num_steps: int = Field(default=200, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(default=32, ge=1)
+    """Examples a step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of AdamW."""
+
+
+@final
+class Output(Frozen):
+    """Where results go; no part of the experiment's identity."""
+
+    directory: str | None = None
+    """The run directory; ``runs/<name>`` when unset."""
+    if_exists: Literal["refuse", "resume", "overwrite"] = "refuse"
+    """What to do when the run directory already holds a run."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One experiment, whole and checked."""
+
+    name: str
+    seed: int
+    model: Choice
+    data: Choice
+    partition: Choice
+    task: Choice
+    adapter: Choice
+    strategy: Choice
+    codec: Choice
+    train: Train
+    rounds: Rounds
+    evaluate: Evaluate
+    compute: Compute
+    output: Output
+    pretrain: Pretrain | None = None
+    pretrain_data: Choice | None = None
+
+    def table(self) -> dict[str, Any]:
+        """Return the experiment as it would stand in a file, every default written out."""
+        parts = {name: value for name, value in vars(self).items() if value is not None}
+        return {name: _plain(value) for name, value in parts.items()}
+
+    def to_toml(self) -> str:
+        """Return a file that loads as this very experiment, every default that TOML can say written out."""
+        return tomli_w.dumps(_without_none(self.table()))
+
+    @property
+    def hash(self) -> str:
+        """The sha256 (hex) of everything that defines the result; name and output, where it goes, are left out."""
+        table = {name: value for name, value in self.table().items() if name not in ("name", "output")}
+        canonical = json.dumps(table, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is unset: TOML cannot say None."""
+    return {
+        name: _without_none(value) if isinstance(value, Mapping) else value
+        for name, value in table.items()
+        if value is not None
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Choice):
+        return value.table()
+    return value.model_dump(mode="json") if isinstance(value, Frozen) else value

@@ -1,0 +1,51 @@
+"""What a data source gives, and how a partition deals it out."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+from datasets import Dataset
+from flwr_datasets.partitioner import Partitioner
+
+__all__ = ["Partition", "Source", "Splits"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Training and held-out examples under canonical column names.
+
+    Columns: ``text``, ``text2`` (optional), ``prompt``, ``answer``, ``image`` (float, channels x height x width),
+    ``label`` (int, index into label_names), ``client`` (str, optional).
+    """
+
+    train: Dataset
+    test: Dataset
+    label_names: tuple[str, ...]
+    """Empty where there is no label."""
+
+
+class Source(ABC):
+    """Where examples come from. Concrete classes are final and hold only their options."""
+
+    @abstractmethod
+    def load(self, *, seed: int) -> Splits:
+        """Read the data; the same seed gives the same splits.
+
+        Raises:
+            DataError: names the file or id, what is wrong there, and what would be right.
+        """
+
+
+class Partition(ABC):
+    """How training examples are dealt to clients. Concrete classes are final and hold only their options."""
+
+    @abstractmethod
+    def partitioner(self, train: Dataset, *, seed: int) -> Partitioner:
+        """Return flwr-datasets' partitioner for these examples, not yet given the data.
+
+        It is given the examples shuffled, with those of their columns that hold single values (no images).
+
+        Raises:
+            DataError: the examples lack what this partition needs (a label, a client column, enough examples).
+        """

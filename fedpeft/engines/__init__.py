@@ -1,0 +1,1 @@
+"""Where the two apps run: in one process, under Flower's simulation runtime, deployed."""

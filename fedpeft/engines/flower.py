@@ -1,0 +1,125 @@
+"""Flower's simulation runtime: the same two apps, many worker processes (Ray)."""
+
+import dataclasses
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fedpeft.config import Experiment
+from fedpeft.engines.bundle import write_bundle
+from fedpeft.engines.superlink import Status, SuperLink, started
+from fedpeft.errors import RunError, UnsupportedError
+from fedpeft.report.run_directory import RunDirectory
+from fedpeft.report.watch import Watcher
+from fedpeft.server import resumed
+from fedpeft.training.workbench import assemble
+
+__all__ = ["simulate"]
+
+_LOOK_SECONDS = 0.5
+"""Between looks at the rounds on the disk."""
+_ASK_SECONDS = 5.0
+"""Between questions for the run's status, each of which is a process."""
+_LAST_ASK_SECONDS = 1.0
+"""The same, once the last round is recorded."""
+_LOG_CHARACTERS = 4000
+_FAILED = "Simulation failed with exception: "
+"""What Flower puts before the words of an exception."""
+
+
+def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Run one experiment under Flower's simulation runtime and return its summary.
+
+    Raises:
+        InputError: something is wrong with the experiment; nothing has been written.
+        RunError: the run failed; its checkpoint stands. What failed, or the log's end if nobody foresaw it.
+    """
+    watcher = watcher or Watcher()
+    resources = _resources(experiment)
+    run, num_clients, done = _begin(experiment, watcher)
+    with tempfile.TemporaryDirectory(prefix="fedpeft-", ignore_cleanup_errors=True) as scratch:
+        bundle = Path(scratch) / "bundle"
+        write_bundle(bundle, _continued(experiment, run))
+        with started(Path(scratch), modules=bundle) as superlink:
+            number = superlink.run(bundle, federation_config=f"num-supernodes={num_clients} {resources}")
+            _follow(superlink, number, run, watcher, done)
+    summary = run.summary()
+    watcher.finished(summary)
+    return summary
+
+
+def _resources(experiment: Experiment) -> str:
+    """Return what Ray sets aside for one client at a time: its threads, and a whole GPU if it uses one.
+
+    Raises:
+        UnsupportedError: a certain GPU is asked for.
+    """
+    compute, have = experiment.compute, os.cpu_count() or 1
+    if compute.device not in ("cpu", "cuda"):
+        raise UnsupportedError(
+            f"compute.device = {compute.device!r}: under Flower's simulation Ray hands out the GPUs; use 'cuda'"
+        )
+    threads = have if isinstance(compute.num_threads, str) else min(compute.num_threads, have)
+    gpus = " client-resources-num-gpus=1.0" if compute.device == "cuda" else ""
+    return f"client-resources-num-cpus={threads}{gpus}"
+
+
+def _begin(experiment: Experiment, watcher: Watcher) -> tuple[RunDirectory, int, int]:
+    """Find what can be wrong before anything starts; return the run, its clients, and the rounds recorded already."""
+    RunDirectory.check(experiment)
+    bench = assemble(experiment)
+    bench.rehearse()
+    run, resume = RunDirectory.prepare(experiment)
+    begun = resumed(run, bench) if resume else None
+    watcher.started(
+        experiment,
+        num_clients=bench.shares.num_clients,
+        num_parameters=bench.adapted.initial.num_elements,
+        partition_summary=bench.shares.summary(bench.splits.label_names),
+        first_round=begun.round_number + 1 if begun else 1,
+    )
+    return run, bench.shares.num_clients, len(run.records())
+
+
+def _continued(experiment: Experiment, run: RunDirectory) -> Experiment:
+    """The run directory is made already, so the server app takes it up."""
+    output = experiment.output.model_copy(update={"directory": str(run.path.resolve()), "if_exists": "resume"})
+    return dataclasses.replace(experiment, output=output)
+
+
+def _follow(superlink: SuperLink, number: int, run: RunDirectory, watcher: Watcher, done: int) -> None:
+    """Show each round as it is recorded, until the run ends.
+
+    Raises:
+        RunError: it failed.
+    """
+    num_rounds = run.experiment().rounds.num_rounds
+    status, asked = Status("pending", ""), time.monotonic()
+    while not status.text.startswith("finished"):
+        time.sleep(_LOOK_SECONDS)
+        superlink.require_running()
+        done = _show(run, watcher, done)
+        if time.monotonic() - asked > (_LAST_ASK_SECONDS if done > num_rounds else _ASK_SECONDS):
+            status, asked = superlink.status(number), time.monotonic()
+    _show(run, watcher, done)
+    if status.text != "finished:completed" or not run.summary():
+        raise _failure(status, superlink.output(number))
+
+
+def _show(run: RunDirectory, watcher: Watcher, done: int) -> int:
+    records = run.records()
+    for record in records[done:]:
+        watcher.round_finished(record)
+    return max(done, len(records))
+
+
+def _failure(status: Status, log: str) -> RunError:
+    """Return what the apps said, and nothing else if it is one of our own errors; otherwise the log's end too."""
+    reason = status.details.removeprefix(_FAILED).strip()
+    if reason and re.search(rf"fedpeft\.errors\.\w+: {re.escape(reason)}", log):
+        return RunError(reason)
+    end = log[-_LOG_CHARACTERS:]
+    return RunError(f"Flower ended the run as {status.text!r}: {reason or 'no reason given'}; its log ends:\n{end}")

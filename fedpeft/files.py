@@ -1,0 +1,55 @@
+"""Files that are either whole or not there: written beside, flushed, renamed; and where relative paths begin."""
+
+import os
+import shutil
+from pathlib import Path
+
+__all__ = ["ROOT_VARIABLE", "commit_folder", "flush_folder", "rooted", "write_atomic"]
+
+ROOT_VARIABLE = "FEDPEFT_ROOT"
+"""Environment variable: the folder where an experiment's relative paths begin, if not the working directory."""
+
+
+def rooted(path: str) -> Path:
+    """Return where a path of an experiment file lies on this machine; the experiment itself stays the same."""
+    return Path(os.environ.get(ROOT_VARIABLE, "")) / Path(path).expanduser()
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that a crash at any moment leaves the old one or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def commit_folder(partial: Path, final: Path) -> None:
+    """Rename a finished folder into place and make it durable; one of that name moves aside whole, then goes."""
+    for path in (*sorted(partial.rglob("*")), partial):
+        _flush(path)
+    retired = final.with_name(f".{final.name}.retired")
+    shutil.rmtree(retired, ignore_errors=True)
+    if final.exists():
+        final.rename(retired)
+    partial.rename(final)
+    flush_folder(final.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

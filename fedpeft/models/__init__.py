@@ -1,0 +1,1 @@
+"""Where the frozen base model comes from, one file each."""

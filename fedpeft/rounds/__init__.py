@@ -1,0 +1,1 @@
+"""The round: cohort sampling, collection, checkpoints."""

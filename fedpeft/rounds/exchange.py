@@ -1,0 +1,133 @@
+"""One exchange with a cohort: what each client is sent, and what is taken from its reply."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, final
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedpeft.errors import FedpeftError, WireError
+from fedpeft.report.record import Failure
+from fedpeft.rounds.collect import in_order
+from fedpeft.rounds.roster import job_name
+from fedpeft.strategies.base import ClientUpdate, Directive, State
+from fedpeft.tensors import Spec
+from fedpeft.training.workbench import Workbench
+from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update, expect
+from fedpeft.wire.payload import pack, size, unpack
+
+__all__ = ["Exchange", "Reply"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What came of one client: a header with what it sent, or a failure."""
+
+    client: int
+    bytes_down: int
+    bytes_up: int = 0
+    update: ClientUpdate | None = None
+    header: Update | Evaluated | None = None
+    failure: Failure | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """The same question to each client of a cohort; replies come in ascending client order, checked."""
+
+    grid: Grid
+    bench: Workbench
+    nodes: dict[int, int]
+    state: State
+    round_number: int
+
+    def train(self, cohort: Iterable[int]) -> Iterator[Reply]:
+        """Yield each client's checked update, or why there is none."""
+        return self._ask("train", cohort)
+
+    def evaluate(self, cohort: Iterable[int]) -> Iterator[Reply]:
+        """Yield each client's sums on its own held-out examples, or why there are none."""
+        return self._ask("evaluate", cohort)
+
+    def _ask(self, kind: Literal["train", "evaluate"], cohort: Iterable[int]) -> Iterator[Reply]:
+        rounds = self.bench.experiment.rounds
+        manifest = self.bench.strategy.downlink(self.bench.adapted.attached.slots)
+        body = self.bench.codec.encode(self.state.adapter.select(spec.name for spec in manifest))
+        sent: dict[int, int] = {}
+
+        def outgoing() -> Iterator[tuple[int, Message]]:
+            for client in cohort:
+                directive = self._directive(client)
+                header = Broadcast(envelope=self._envelope(manifest), client=client, kind=kind, directive=directive)
+                content = pack(header, body)
+                sent[client] = size(content)
+                group, ttl = str(self.round_number), rounds.timeout_seconds
+                yield client, self.grid.create_message(content, kind, self.nodes[client], group, ttl)
+
+        for client, message in in_order(self.grid, outgoing(), window=rounds.window, timeout=rounds.timeout_seconds):
+            yield self._take(kind, client, message, sent.pop(client))
+
+    def _take(self, kind: str, client: int, message: Message | None, bytes_down: int) -> Reply:
+        """Check one reply; one that is late, wrong or damaged is a failure of that client alone."""
+        try:
+            if message is None:
+                raise WireError(
+                    f"no reply within rounds.timeout_seconds = {self.bench.experiment.rounds.timeout_seconds}"
+                )
+            if message.has_error():
+                raise WireError(message.error.reason or f"Flower error code {message.error.code}")
+            read = self._update if kind == "train" else self._evaluated
+            update, header = read(client, message.content)
+        except FedpeftError as error:
+            return Reply(client=client, bytes_down=bytes_down, failure=Failure(client=client, reason=str(error)))
+        return Reply(client=client, bytes_down=bytes_down, bytes_up=size(message.content), update=update, header=header)
+
+    def _update(self, client: int, content: RecordDict) -> tuple[ClientUpdate, Update]:
+        header, body = unpack(content, Update)
+        manifest = self._trained(client)
+        self._expect(header, client, manifest)
+        delta = self.bench.codec.decode(body, manifest).require_finite(where=str(header))
+        if header.num_examples < 1:
+            raise WireError(f"{header}: num_examples = {header.num_examples}, expected at least 1")
+        return ClientUpdate(client=client, delta=delta, num_examples=header.num_examples), header
+
+    def _evaluated(self, client: int, content: RecordDict) -> tuple[None, Evaluated]:
+        header, _ = unpack(content, Evaluated)
+        self._expect(header, client, ())
+        return None, header
+
+    def _expect(self, header: Update | Evaluated, client: int, manifest: tuple[Spec, ...]) -> None:
+        envelope = self._envelope(manifest)
+        expect(
+            header,
+            job=envelope.job,
+            round_number=envelope.round_number,
+            config_hash=envelope.config_hash,
+            plan_hash=envelope.plan_hash,
+            base_hash=envelope.base_hash,
+            codec=envelope.codec,
+            manifest=manifest,
+            client=client,
+        )
+
+    def _directive(self, client: int) -> Directive:
+        slots = self.bench.adapted.attached.slots
+        return self.bench.strategy.directive(slots, self.state, round_number=self.round_number, client=client)
+
+    def _trained(self, client: int) -> tuple[Spec, ...]:
+        """What this client was told to train, and so must send."""
+        return self._directive(client).select(self.bench.adapted.attached.manifest())
+
+    def _envelope(self, manifest: tuple[Spec, ...]) -> Envelope:
+        return Envelope(
+            job=job_name(self.bench),
+            round_number=self.round_number,
+            config_hash=self.bench.experiment.hash,
+            plan_hash=self.bench.adapted.plan.hash,
+            base_hash=self.bench.adapted.base_hash,
+            codec=self.bench.codec.name,
+            manifest=manifest,
+        )

@@ -1,0 +1,246 @@
+"""The server's half of a round: draw a cohort, send the adapter, add up the checked replies, evaluate, commit.
+
+Read top to bottom: serve -> run_round -> its steps. All that a round leaves behind is on disk before the next begins.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from flwr.serverapp import Grid
+
+from fedpeft.errors import ResumeError, RunError
+from fedpeft.report.export import write_adapter
+from fedpeft.report.page import report_page
+from fedpeft.report.record import Failure, RoundRecord
+from fedpeft.report.run_directory import RunDirectory
+from fedpeft.report.summary import summarise
+from fedpeft.report.watch import Watcher
+from fedpeft.rounds import checkpoint as checkpoints
+from fedpeft.rounds.checkpoint import Checkpoint
+from fedpeft.rounds.exchange import Exchange, Reply
+from fedpeft.rounds.roster import find_clients
+from fedpeft.rounds.sampling import draw_cohort
+from fedpeft.strategies.base import State
+from fedpeft.training.workbench import Workbench
+from fedpeft.wire.message import Evaluated, Update
+
+__all__ = ["resumed", "serve"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """What stays the same over all rounds."""
+
+    grid: Grid
+    bench: Workbench
+    nodes: dict[int, int]
+    """Client -> Flower node."""
+    watcher: Watcher
+
+
+@final
+@dataclass
+class Tally:
+    """What adds up over one round's replies."""
+
+    total: Any
+    num_updates: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    loss_sum: float = 0.0
+    num_examples: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+def serve(
+    grid: Grid, bench: Workbench, run: RunDirectory, *, resume: bool = False, watcher: Watcher | None = None
+) -> dict[str, Any]:
+    """Run every round that is still to run, write the adapter and the summary, return the summary.
+
+    Raises:
+        ResumeError: the run directory's checkpoint is damaged or of other parts.
+        RunError: a round got fewer replies than rounds.min_clients; the last checkpoint stands.
+    """
+    rounds, watcher = bench.experiment.rounds, watcher or Watcher()
+    shares = bench.shares.summary(bench.splits.label_names)
+    run.write_partition(shares)
+    begun = resumed(run, bench) if resume else None
+    watcher.started(
+        bench.experiment,
+        num_clients=bench.shares.num_clients,
+        num_parameters=bench.adapted.initial.num_elements,
+        partition_summary=shares,
+        first_round=begun.round_number + 1 if begun else 1,
+    )
+    federation = Federation(grid=grid, bench=bench, nodes=find_clients(grid, bench), watcher=watcher)
+    begun = begun or _round_zero(federation, run)
+    state = begun.state
+    for round_number in range(begun.round_number + 1, rounds.num_rounds + 1):
+        state, record = run_round(federation, state, round_number)
+        run.append(record)
+        if round_number % rounds.checkpoint_every == 0 or round_number == rounds.num_rounds:
+            checkpoints.save(run.checkpoints, _checkpoint(bench, state, round_number))
+        watcher.round_finished(record)
+    return _conclude(federation, run, state)
+
+
+def run_round(federation: Federation, state: State, round_number: int) -> tuple[State, RoundRecord]:
+    """Train one cohort, aggregate, evaluate.
+
+    Raises:
+        RunError: fewer replies than rounds.min_clients, or the aggregate is not finite.
+    """
+    bench, experiment = federation.bench, federation.bench.experiment
+    cohort = draw_cohort(
+        len(federation.nodes), experiment.rounds.clients_per_round, seed=experiment.seed, round_number=round_number
+    )
+    began = time.monotonic()
+    tally = _train(federation, state, cohort, round_number)
+    _require_quorum(tally, round_number, experiment.rounds.min_clients, bench.strategy.least_updates())
+    trained = time.monotonic()
+    state = bench.strategy.apply(bench.adapted.attached.slots, state, tally.total)
+    state.adapter.require_finite(where=f"global adapter after round {round_number}")
+    aggregated = time.monotonic()
+    metrics, client_metrics = _evaluate(federation, state, cohort, tally, round_number)
+    record = RoundRecord(
+        round=round_number,
+        clients=cohort,
+        failures=tuple(tally.failures),
+        train_loss=tally.loss_sum / tally.num_examples,
+        metrics=metrics,
+        client_metrics=client_metrics,
+        bytes_up=tally.bytes_up,
+        bytes_down=tally.bytes_down,
+        seconds={
+            "clients": trained - began,
+            "aggregate": aggregated - trained,
+            "evaluate": time.monotonic() - aggregated,
+        },
+    )
+    return state, record
+
+
+def _train(federation: Federation, state: State, cohort: Iterable[int], round_number: int) -> Tally:
+    """Stream the cohort's updates into one running total."""
+    strategy = federation.bench.strategy
+    tally = Tally(total=strategy.start())
+    for reply in _exchange(federation, state, round_number).train(cohort):
+        _count(tally, reply)
+        if reply.update is not None and isinstance(reply.header, Update):
+            tally.total = strategy.accumulate(tally.total, reply.update)
+            tally.num_updates += 1
+            tally.loss_sum += reply.header.train_loss * reply.update.num_examples
+            tally.num_examples += reply.update.num_examples
+        federation.watcher.client_finished(
+            round_number, reply.client, ok=reply.failure is None, bytes_up=reply.bytes_up
+        )
+    return tally
+
+
+def _evaluate(
+    federation: Federation, state: State, cohort: Iterable[int], tally: Tally, round_number: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return metrics on the held-out data, and on the clients' own where asked for."""
+    bench, settings = federation.bench, federation.bench.experiment.evaluate
+    if round_number % settings.every and round_number != bench.experiment.rounds.num_rounds:
+        return {}, {}
+    on_clients = _evaluate_clients(federation, state, cohort, tally, round_number) if settings.on_clients else {}
+    return bench.evaluate(state.adapter), on_clients
+
+
+def _evaluate_clients(
+    federation: Federation, state: State, cohort: Iterable[int], tally: Tally, round_number: int
+) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for reply in _exchange(federation, state, round_number).evaluate(cohort):
+        _count(tally, reply)
+        if isinstance(reply.header, Evaluated):
+            for name, value in reply.header.sums.items():
+                sums[name] = sums.get(name, 0.0) + value
+    return federation.bench.adapted.task.metrics(sums) if sums else {}
+
+
+def _count(tally: Tally, reply: Reply) -> None:
+    tally.bytes_up += reply.bytes_up
+    tally.bytes_down += reply.bytes_down
+    if reply.failure is not None:
+        tally.failures.append(reply.failure)
+
+
+def _exchange(federation: Federation, state: State, round_number: int) -> Exchange:
+    return Exchange(
+        grid=federation.grid,
+        bench=federation.bench,
+        nodes=federation.nodes,
+        state=state,
+        round_number=round_number,
+    )
+
+
+def _require_quorum(tally: Tally, round_number: int, min_clients: int, least_updates: int) -> None:
+    if tally.num_updates >= max(min_clients, least_updates):
+        return
+    reasons = "\n".join(f"  client {failure.client}: {failure.reason}" for failure in tally.failures)
+    raise RunError(
+        f"round {round_number}: {tally.num_updates} client(s) replied, rounds.min_clients = {min_clients} "
+        f"and the strategy needs {least_updates}; "
+        f"the last checkpoint stands, resume when this is mended:\n{reasons}"
+    )
+
+
+def _round_zero(federation: Federation, run: RunDirectory) -> Checkpoint:
+    """Evaluate the adapter as it is attached, and commit it as round 0."""
+    bench = federation.bench
+    state = bench.strategy.init(bench.adapted.attached.slots, bench.adapted.initial)
+    began = time.monotonic()
+    metrics = bench.evaluate(state.adapter)
+    record = RoundRecord(round=0, metrics=metrics, seconds={"evaluate": time.monotonic() - began})
+    run.append(record)
+    begun = _checkpoint(bench, state, 0)
+    checkpoints.save(run.checkpoints, begun)
+    federation.watcher.round_finished(record)
+    return begun
+
+
+def resumed(run: RunDirectory, bench: Workbench) -> Checkpoint | None:
+    """Return the newest checkpoint and forget the rounds after it; None where round 0 was never committed.
+
+    Raises:
+        ResumeError: the checkpoint is damaged, or of other parts than these.
+    """
+    found = checkpoints.latest(run.checkpoints)
+    run.truncate(found.round_number if found else -1)
+    if found is None:
+        return None
+    now = _checkpoint(bench, found.state, found.round_number)
+    for name in ("config_hash", "base_hash"):
+        if vars(found)[name] != vars(now)[name]:
+            raise ResumeError(f"{run.checkpoints}: {name} {vars(found)[name][:12]} is not {vars(now)[name][:12]}")
+    if found.plan.hash != bench.adapted.plan.hash:
+        raise ResumeError(f"{run.checkpoints}: the adapter's plan has changed; the libraries may have been updated")
+    found.state.adapter.require(bench.adapted.attached.manifest(), where=str(run.checkpoints))
+    return found
+
+
+def _checkpoint(bench: Workbench, state: State, round_number: int) -> Checkpoint:
+    return Checkpoint(
+        round_number=round_number,
+        state=state,
+        plan=bench.adapted.plan,
+        config_hash=bench.experiment.hash,
+        base_hash=bench.adapted.base_hash,
+    )
+
+
+def _conclude(federation: Federation, run: RunDirectory, state: State) -> dict[str, Any]:
+    """Write the adapter, the summary and the page."""
+    bench = federation.bench
+    summary = summarise(bench.experiment, run.records(), adapter_digest=state.adapter.digest())
+    write_adapter(run.adapter, bench.experiment, bench.adapted, state.adapter, summary=summary)
+    run.write_page(report_page(bench.experiment, run.records(), run.partition(), summary))
+    run.write_summary(summary)
+    federation.watcher.finished(summary)
+    return summary

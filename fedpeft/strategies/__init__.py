@@ -1,0 +1,1 @@
+"""How the server turns client updates into the next global adapter, one file each."""

@@ -1,0 +1,121 @@
+"""What a strategy is: frozen state and functions over it, both halves of a round in one file.
+
+Server: init -> (directive, broadcast -> accumulate each update -> apply) each round.
+Client: penalty during local training. A strategy whose total is a WeightedSum streams: its memory does not grow with
+the number of clients. One that needs every update keeps a Stack, and says so.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar, final
+
+from torch import Tensor
+
+from fedpeft.adapters.base import Slot
+from fedpeft.tensors import Spec, Tensors
+
+__all__ = ["ClientUpdate", "Directive", "Stack", "State", "Strategy", "WeightedSum"]
+
+T = TypeVar("T")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """All that a strategy carries from round to round; a checkpoint holds exactly this."""
+
+    adapter: Tensors
+    """The global adapter: the exchanged slots, float32."""
+    memory: Tensors = field(default_factory=Tensors)
+    """The strategy's own tensors (momentum, control variates, residuals)."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Directive:
+    """What one client is asked to do in one round."""
+
+    train: tuple[str, ...] | None = None
+    """Names of the slots to train and send; all exchanged slots when None."""
+
+    def select(self, manifest: Sequence[Spec]) -> tuple[Spec, ...]:
+        """Return what the client must send of a manifest: no more, no less, in its order."""
+        return tuple(spec for spec in manifest if self.train is None or spec.name in self.train)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ClientUpdate:
+    """One client's checked reply."""
+
+    client: int
+    delta: Tensors
+    """Trained minus received, in the slots of the directive."""
+    num_examples: int
+    """Examples the client holds."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class WeightedSum:
+    """A running weighted sum of deltas, float64."""
+
+    tensors: Tensors | None = None
+    weight: float = 0.0
+    num_updates: int = 0
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Every update of the round: memory grows with the cohort."""
+
+    updates: tuple[ClientUpdate, ...] = ()
+
+
+class Strategy(ABC, Generic[T]):
+    """How client updates become the next global adapter. Concrete classes are final and hold only their options."""
+
+    def check(self, slots: Sequence[Slot]) -> None:
+        """Refuse an adapter this strategy cannot serve; by default every adapter is welcome.
+
+        Raises:
+            UnsupportedError: says in one sentence what is missing.
+        """
+        return
+
+    def least_updates(self) -> int:
+        """Return the fewest updates a round can be aggregated from."""
+        return 1
+
+    def init(self, slots: Sequence[Slot], adapter: Tensors) -> State:
+        """Return the state before round 1."""
+        return State(adapter=adapter)
+
+    def directive(self, slots: Sequence[Slot], state: State, *, round_number: int, client: int) -> Directive:
+        """Return what one client trains this round; everything by default."""
+        return Directive()
+
+    def downlink(self, slots: Sequence[Slot]) -> tuple[Spec, ...]:
+        """Return what clients are sent each round; all exchanged slots by default.
+
+        Both sides ask this. A slot left out stays on every client as the plan's seed made it.
+        """
+        return tuple(slot.spec for slot in slots if slot.travels)
+
+    @abstractmethod
+    def start(self) -> T:
+        """Return the empty total of a round."""
+
+    @abstractmethod
+    def accumulate(self, total: T, update: ClientUpdate) -> T:
+        """Add one update. Called in ascending client order, so sums are bitwise reproducible."""
+
+    @abstractmethod
+    def apply(self, slots: Sequence[Slot], state: State, total: T) -> State:
+        """Return the state after the round, of at least one update."""
+
+    def penalty(self, parameters: Mapping[str, Tensor], received: Tensors) -> Tensor | None:
+        """Client half: a data-free scalar added to every local step's loss; none by default."""
+        return None

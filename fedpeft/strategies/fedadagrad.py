@@ -1,0 +1,33 @@
+"""Adagrad on the server: steps scaled by the sum of all squared updates so far.
+
+Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan: Adaptive Federated Optimization (2020),
+arXiv 2003.00295: m <- beta1 m + (1 - beta1) D, v <- v + D^2,
+w <- w + learning_rate m / (sqrt(v) + tau), with D the mean delta, m = 0 and v = tau^2 before round 1, and no bias
+correction. m and v are two adapters in float64, kept from round to round.
+"""
+
+from typing import final
+
+from pydantic import Field
+from torch import Tensor
+
+from fedpeft.strategies.moments import Adaptive, AdaptiveOptions
+
+__all__ = ["Options", "make"]
+
+
+@final
+class Options(AdaptiveOptions):
+    """Options of FedAdagrad."""
+
+    beta1: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the first moment; the paper's is 0."""
+
+
+def make(options: Options) -> Adaptive:
+    """Return Adagrad on the server."""
+
+    def next_variance(variance: Tensor, square: Tensor) -> Tensor:
+        return variance + square
+
+    return Adaptive(options=options, next_variance=next_variance)

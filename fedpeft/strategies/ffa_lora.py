@@ -1,0 +1,71 @@
+"""LoRA with A frozen at its seed: only B travels, and its mean is exact.
+
+Sun, Li, Li, Ding: Improving LoRA in Privacy-preserving Federated Learning (2024), arXiv 2403.12313: B <- sum_k p_k B_k
+with A = A0 on every client, so that sum_k p_k B_k A0 = B A0.
+
+A comes from the plan's seed and crosses the network in neither direction: r d_out floats a pair up and down, in place
+of r (d_out + d_in). Heads, and slots that are no factor of a pair, train and travel as usual. The update of a layer
+stays in the row space of A0, so the rank matters more than for lora.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from fedpeft.adapters.base import Slot
+from fedpeft.config.base import Frozen
+from fedpeft.strategies.base import ClientUpdate, Directive, State, Strategy, WeightedSum
+from fedpeft.strategies.held import require_pairs, without
+from fedpeft.strategies.weighting import Weighting, accumulate_weighted, apply_mean
+from fedpeft.tensors import Spec
+
+__all__ = ["FfaLora", "Options", "make"]
+
+
+@final
+class Options(Frozen):
+    """Options of FFA-LoRA."""
+
+    weighting: Weighting = "examples"
+    """What a client counts for: its number of examples, or one."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FfaLora(Strategy[WeightedSum]):
+    """Federated averaging of B, with A frozen."""
+
+    options: Options
+
+    def check(self, slots: Sequence[Slot]) -> None:
+        """Refuse an adapter without A/B pairs.
+
+        Raises:
+            UnsupportedError: says so.
+        """
+        require_pairs(slots, strategy="ffa_lora")
+
+    def directive(self, slots: Sequence[Slot], state: State, *, round_number: int, client: int) -> Directive:
+        """Train all but A."""
+        return Directive(train=tuple(slot.name for slot in without(slots, "A")))
+
+    def downlink(self, slots: Sequence[Slot]) -> tuple[Spec, ...]:
+        """Send all but A, which each client made from the plan's seed."""
+        return tuple(slot.spec for slot in without(slots, "A"))
+
+    def start(self) -> WeightedSum:
+        """Return an empty sum."""
+        return WeightedSum()
+
+    def accumulate(self, total: WeightedSum, update: ClientUpdate) -> WeightedSum:
+        """Add weight * delta."""
+        return accumulate_weighted(total, update, weighting=self.options.weighting)
+
+    def apply(self, slots: Sequence[Slot], state: State, total: WeightedSum) -> State:
+        """Move what was trained by its mean delta."""
+        return apply_mean(state, total)
+
+
+def make(options: Options) -> FfaLora:
+    """Return FFA-LoRA."""
+    return FfaLora(options=options)

@@ -1,0 +1,63 @@
+"""The weighted mean of client updates, one update at a time: the server half that several strategies share.
+
+The running sum is float64 and of the adapter's size, however many clients reply.
+"""
+
+from typing import Literal
+
+import torch
+
+from fedpeft.errors import RunError
+from fedpeft.strategies.base import ClientUpdate, State, WeightedSum
+from fedpeft.tensors import Tensors
+
+__all__ = ["Weighting", "accumulate_weighted", "apply_mean", "mean_delta", "moved"]
+
+Weighting = Literal["examples", "uniform"]
+"""What a client counts for: its number of examples, or one."""
+
+
+def accumulate_weighted(total: WeightedSum, update: ClientUpdate, *, weighting: Weighting) -> WeightedSum:
+    """Return the total with weight * delta added.
+
+    Raises:
+        TensorMismatchError: the update's tensors are not those of the updates before; names the first difference.
+    """
+    weight = float(update.num_examples) if weighting == "examples" else 1.0
+    weighted = update.delta.to(torch.float64) * weight
+    return WeightedSum(
+        tensors=weighted if total.tensors is None else total.tensors + weighted,
+        weight=total.weight + weight,
+        num_updates=total.num_updates + 1,
+    )
+
+
+def mean_delta(total: WeightedSum) -> Tensors:
+    """Return the weighted mean of the updates, float64.
+
+    Raises:
+        RunError: the updates weigh nothing, so there is no mean.
+    """
+    if total.tensors is None or total.weight <= 0:
+        raise RunError(f"no mean of {total.num_updates} updates of total weight {total.weight}: expected weight > 0")
+    return total.tensors.map(lambda tensor: tensor / total.weight)
+
+
+def moved(adapter: Tensors, step: Tensors) -> Tensors:
+    """Return the adapter with a float64 step added to the slots it names; summed in float64, rounded once.
+
+    Raises:
+        TensorMismatchError: the step is not of this adapter; names the first difference.
+    """
+    sums = adapter.select(step).to(torch.float64) + step
+    return adapter.replace(sums.to(torch.float32))
+
+
+def apply_mean(state: State, total: WeightedSum) -> State:
+    """Return the state with the mean delta added to the slots that were trained.
+
+    Raises:
+        RunError: the updates weigh nothing, so there is no mean.
+        TensorMismatchError: the updates are not of this adapter; names the first difference.
+    """
+    return State(adapter=moved(state.adapter, mean_delta(total)), memory=state.memory)

@@ -1,0 +1,1 @@
+"""Local training: the loop, the optimizer, the workbench that holds all parts."""

@@ -1,0 +1,75 @@
+"""A base model with its adapter and its task: all that is needed to train, evaluate or answer, data apart."""
+
+import os
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from fedpeft import seeds
+from fedpeft.adapters.base import Adapter, Attached, head_bounds
+from fedpeft.adapters.plan import Plan
+from fedpeft.config import Experiment
+from fedpeft.models.base import Loaded, Wanted
+from fedpeft.models.fingerprint import base_hash
+from fedpeft.tasks.base import Task
+from fedpeft.tensors import Tensors
+from fedpeft.training.pretrain import pretrained
+
+__all__ = ["Adapted", "adapt"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """The model side of an experiment."""
+
+    task: Task
+    adapter: Adapter
+    loaded: Loaded
+    plan: Plan
+    attached: Attached
+    label_names: tuple[str, ...]
+    base_hash: str
+    """Of the frozen base, the task's own head left out."""
+    initial: Tensors
+    """The exchanged slots as attached: where round 0 starts."""
+
+
+def adapt(experiment: Experiment, label_names: tuple[str, ...], plan: Plan | None = None) -> Adapted:
+    """Load the base model and attach the adapter; the server makes the plan, everybody else is given it.
+
+    Raises:
+        InputError: a part cannot be built, or the method cannot serve the model.
+    """
+    _use_threads(experiment.compute.num_threads)
+    task: Task = experiment.task.build()
+    adapter: Adapter = experiment.adapter.build()
+    loaded = _load(experiment, task, label_names)
+    head = task.head(loaded.model)
+    fingerprint = base_hash(loaded.model, exclude=head)
+    plan = plan or adapter.plan(loaded.model, seed=seeds.derive(experiment.seed, "plan"))
+    attached = adapter.attach(loaded.model, plan)
+    attached = attached.with_bound(head_bounds(attached.model, head))
+    attached.model.eval().to(experiment.compute.device)
+    return Adapted(
+        task=task,
+        adapter=adapter,
+        loaded=loaded,
+        plan=plan,
+        attached=attached,
+        label_names=label_names,
+        base_hash=fingerprint,
+        initial=attached.read(),
+    )
+
+
+def _load(experiment: Experiment, task: Task, label_names: tuple[str, ...]) -> Loaded:
+    source = experiment.model.build()
+    seed = seeds.derive(experiment.seed, "model")
+    loaded: Loaded = source.load(Wanted(kind=task.kind, label_names=label_names, seed=seed))
+    return pretrained(experiment, loaded, source, task) if experiment.pretrain else loaded
+
+
+def _use_threads(num_threads: int | str) -> None:
+    torch.set_num_threads(os.cpu_count() or 1 if isinstance(num_threads, str) else num_threads)

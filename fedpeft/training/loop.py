@@ -1,0 +1,117 @@
+"""Local training: the whole loop, on one page."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft import seeds
+from fedpeft.adapters.base import Penalty
+from fedpeft.config import Train
+from fedpeft.data.batches import batch_indices
+from fedpeft.errors import RunError
+from fedpeft.tasks.base import Batch, Examples, Task
+from fedpeft.training.optimizers import make_optimizer
+
+__all__ = ["Outcome", "autocast", "evaluate", "to_device", "train_locally"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one client's local training came to."""
+
+    num_steps: int
+    num_seen: int
+    """Examples seen, repeats counted."""
+    train_loss: float
+    """Mean loss over the examples seen, penalties left out."""
+
+
+def train_locally(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    examples: Examples,
+    *,
+    task: Task,
+    train: Train,
+    rate: float,
+    seed: int,
+    precision: str = "float32",
+    penalty: Callable[[], Penalty] = Penalty,
+) -> Outcome:
+    """Train the given parameters in place; the same seed gives the same bits.
+
+    Raises:
+        RunError: the loss or a parameter is no longer finite.
+    """
+    optimizer = make_optimizer(train, parameters.values(), rate)
+    epochs = None if train.local_steps else train.local_epochs
+    batches = batch_indices(len(examples), train.batch_size, seed=seed, epochs=epochs, steps=train.local_steps)
+    loss_sum, num_seen, num_steps = torch.zeros((), dtype=torch.float64), 0, 0
+    model.train()
+    with seeds.isolated(seed, "dropout"):
+        for indices in batches:
+            batch = to_device(task.collate([examples[index] for index in indices]), model)
+            with autocast(model, precision):
+                losses = task.losses(model, batch)
+            optimizer.zero_grad(set_to_none=True)
+            _objective(losses, penalty()).backward()  # type: ignore[no-untyped-call]
+            if train.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(parameters.values(), train.max_grad_norm)
+            optimizer.step()
+            loss_sum += losses.detach().sum().to("cpu", torch.float64)
+            num_seen += len(indices)
+            num_steps += 1
+    model.eval()
+    outcome = Outcome(num_steps=num_steps, num_seen=num_seen, train_loss=float(loss_sum) / num_seen)
+    return _require_finite(outcome, parameters)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, examples: Examples, *, task: Task, batch_size: int, precision: str = "float32"
+) -> dict[str, float]:
+    """Return the task's summed scores over all examples, for ``task.metrics`` or for adding up over clients."""
+    model.eval()
+    totals: dict[str, float] = {}
+    for start in range(0, len(examples), batch_size):
+        rows = [examples[index] for index in range(start, min(start + batch_size, len(examples)))]
+        with autocast(model, precision):
+            scores = task.score(model, to_device(task.collate(rows), model))
+        for name, value in scores.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
+
+
+def autocast(model: nn.Module, precision: str) -> torch.autocast:
+    """Compute in bfloat16 where that loses nothing that matters; parameters stay float32."""
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def to_device(batch: Batch, model: nn.Module) -> Batch:
+    """Move a batch to where the model is."""
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _objective(losses: Tensor, penalty: Penalty) -> Tensor:
+    total = losses.mean()
+    if penalty.per_sample is not None:
+        total = total + penalty.per_sample.mean()
+    if penalty.data_free is not None:
+        total = total + penalty.data_free
+    return total
+
+
+def _require_finite(outcome: Outcome, parameters: Mapping[str, nn.Parameter]) -> Outcome:
+    if not math.isfinite(outcome.train_loss):
+        raise RunError(f"training diverged: mean loss is {outcome.train_loss}; lower train.learning_rate")
+    for name, parameter in parameters.items():
+        if not bool(torch.isfinite(parameter).all()):
+            raise RunError(f"training diverged: {name!r} is not finite; lower train.learning_rate")
+    return outcome

@@ -1,0 +1,148 @@
+"""Everything one experiment needs on one side, put together once: data, adapted model, codec, strategy."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, final
+
+import torch
+
+from fedpeft import seeds
+from fedpeft.adapters.plan import Plan
+from fedpeft.codecs.base import Codec
+from fedpeft.config import Experiment
+from fedpeft.data.base import Splits
+from fedpeft.data.shares import Shares, deal
+from fedpeft.errors import ConfigError, DataError, UnsupportedError
+from fedpeft.strategies.base import Strategy
+from fedpeft.tasks.base import Examples
+from fedpeft.tensors import Tensors
+from fedpeft.training.adapted import Adapted, adapt
+from fedpeft.training.loop import evaluate
+
+__all__ = ["Workbench", "assemble"]
+
+_CACHED_CLIENTS = 1024
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """All parts of one experiment. A client's data is encoded when the client is first drawn, never before."""
+
+    experiment: Experiment
+    strategy: Strategy[Any]
+    codec: Codec
+    splits: Splits
+    shares: Shares
+    adapted: Adapted
+    _encoded: OrderedDict[int, tuple[Examples, Examples]] = field(default_factory=OrderedDict, repr=False)
+
+    @cached_property
+    def held_out(self) -> Examples:
+        """The held-out examples, encoded; at most evaluate.max_examples."""
+        limit = self.experiment.evaluate.max_examples
+        test = self.splits.test
+        chosen = test if limit is None else test.select(range(min(limit, len(test))))
+        return self.adapted.task.encode(chosen, self.adapted.loaded.tokenizer)
+
+    def rehearse(self) -> None:
+        """Encode the held-out examples and score one: what the task or the model cannot read is refused at the start.
+
+        Raises:
+            InputError: the data does not fit the task, or the task the model.
+        """
+        if not self.held_out:
+            raise DataError("no held-out example is left once encoded; hold out more, or shorten task.max_length")
+        self.score(self.held_out[:1])
+
+    def evaluate(self, adapter: Tensors) -> dict[str, float]:
+        """Return the metrics of an adapter on the held-out examples."""
+        self.adapted.attached.write(adapter)
+        return self.adapted.task.metrics(self.score(self.held_out))
+
+    def score(self, examples: Examples) -> dict[str, float]:
+        """Return summed scores of the adapter in place."""
+        return evaluate(
+            self.adapted.attached.model,
+            examples,
+            task=self.adapted.task,
+            batch_size=self.experiment.evaluate.batch_size,
+            precision=self.experiment.compute.precision,
+        )
+
+    def client_examples(self, client: int) -> tuple[Examples, Examples]:
+        """Return one client's training examples and its own held-out ones (empty unless evaluated on clients).
+
+        Raises:
+            DataError: the client holds too few examples.
+        """
+        if client not in self._encoded:
+            self._encoded[client] = self._split(client)
+            if len(self._encoded) > _CACHED_CLIENTS:
+                self._encoded.popitem(last=False)
+        return self._encoded[client]
+
+    def _split(self, client: int) -> tuple[Examples, Examples]:
+        encoded = self.adapted.task.encode(self.shares.examples(client), self.adapted.loaded.tokenizer)
+        if not len(encoded):
+            raise DataError(f"client {client} has no examples to train on once encoded")
+        if not self.experiment.evaluate.on_clients:
+            return encoded, []
+        num_held = max(1, int(len(encoded) * self.experiment.evaluate.client_fraction))
+        if num_held >= len(encoded):
+            raise DataError(f"client {client} holds {len(encoded)} example(s): evaluate.on_clients needs at least 2")
+        generator = seeds.generator(self.experiment.seed, "client-split", client)
+        order = torch.randperm(len(encoded), generator=generator).tolist()
+        return [encoded[index] for index in order[num_held:]], [encoded[index] for index in order[:num_held]]
+
+
+def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
+    """Build all parts: the server makes the plan, a client is given it.
+
+    Raises:
+        InputError: a part cannot be built, or two parts do not go together.
+    """
+    splits, shares = _deal(experiment)
+    adapted = adapt(experiment, splits.label_names, plan)
+    strategy: Strategy[Any] = experiment.strategy.build()
+    strategy.check(adapted.attached.slots)
+    _require_cohort(experiment, strategy, shares.num_clients)
+    return Workbench(
+        experiment=experiment,
+        strategy=strategy,
+        codec=experiment.codec.build(),
+        splits=splits,
+        shares=shares,
+        adapted=adapted,
+    )
+
+
+def _deal(experiment: Experiment) -> tuple[Splits, Shares]:
+    splits: Splits = experiment.data.build().load(seed=seeds.derive(experiment.seed, "data"))
+    _require_columns(experiment, splits.train.column_names)
+    seed = seeds.derive(experiment.seed, "partition")
+    shares = deal(splits.train, experiment.partition.build(), seed=seed)
+    rounds, have = experiment.rounds, shares.num_clients
+    for key, value in (("clients_per_round", rounds.clients_per_round), ("min_clients", rounds.min_clients)):
+        if value is not None and value > have:
+            raise ConfigError(f"rounds.{key} = {value}: expected <= {have}, the number of clients in the partition")
+    return splits, shares
+
+
+def _require_cohort(experiment: Experiment, strategy: Strategy[Any], num_clients: int) -> None:
+    drawn, least = experiment.rounds.clients_per_round or num_clients, strategy.least_updates()
+    if drawn < least:
+        raise UnsupportedError(
+            f"strategy {experiment.strategy.name!r} with these options needs at least {least} updates a round and "
+            f"{drawn} client(s) are drawn; raise rounds.clients_per_round or the number of clients"
+        )
+
+
+def _require_columns(experiment: Experiment, have: list[str]) -> None:
+    for name in experiment.task.build().columns():
+        if name not in have:
+            raise DataError(
+                f"data.name = {experiment.data.name!r}: no column {name!r}, which task.name = "
+                f"{experiment.task.name!r} needs; there are {', '.join(have)}"
+            )

@@ -1,0 +1,231 @@
+"""Headers to protobuf bytes and back; reading is strict and bounded."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+from google.protobuf.message import DecodeError
+
+from fedpeft.errors import WireError
+from fedpeft.strategies.base import Directive
+from fedpeft.tensors import Spec
+from fedpeft.wire.message import VERSION, Broadcast, Envelope, Evaluated, Header, Join, Joined, Update
+from fedpeft.wire.pb.v1 import messages_pb2 as pb
+
+__all__ = ["MAX_HEADER_BYTES", "MAX_TENSORS", "from_bytes", "to_bytes"]
+
+MAX_HEADER_BYTES = 1 << 21
+"""A longer header is refused before it is read."""
+MAX_TENSORS = 1 << 14
+"""A longer manifest is refused before it is read."""
+_MAX_DIMENSIONS = 8
+_MAX_COUNT = 1 << 53
+_MAX_SHOWN = 80
+
+_H = TypeVar("_H", bound=Header)
+_KINDS: dict[Literal["train", "evaluate"], pb.Broadcast.Kind] = {
+    "train": pb.Broadcast.KIND_TRAIN,
+    "evaluate": pb.Broadcast.KIND_EVALUATE,
+}
+
+
+def to_bytes(header: Header, *, payload_sha256: bytes) -> bytes:
+    """Return the header as protobuf; the same header gives the same bytes.
+
+    Raises:
+        WireError: a value that no receiver would accept; names it.
+    """
+    try:
+        message = pb.Header.FromString(header.envelope.source)
+        message.payload_sha256 = payload_sha256
+        _write_envelope(message, header.envelope)
+        _write(message, header)
+    except (ValueError, TypeError) as error:
+        raise WireError(f"{header}: a value has no place in the header: {error}") from error
+    data = message.SerializeToString(deterministic=True)
+    from_bytes(data, type(header))
+    return data
+
+
+def from_bytes(data: bytes, kind: type[_H]) -> tuple[_H, bytes]:
+    """Return a header of the wanted kind, and the sha256 that its body must have.
+
+    Raises:
+        WireError: another kind or version, or a field that does not hold what it must; names it.
+    """
+    message = _parse(data)
+    found = message.WhichOneof("kind")
+    if found is None:
+        raise WireError(f"header: kind is none that version {VERSION} knows, expected {kind.__name__.lower()}")
+    header = _READ[found](message, _read_envelope(message, data))
+    if not isinstance(header, kind):
+        raise WireError(f"{header}: kind is {found}, expected {kind.__name__.lower()}")
+    return header, message.payload_sha256
+
+
+def _parse(data: bytes) -> pb.Header:
+    if len(data) > MAX_HEADER_BYTES:
+        raise WireError(f"header of {len(data)} bytes: expected at most {MAX_HEADER_BYTES}")
+    try:
+        message = pb.Header.FromString(data)
+    except DecodeError as error:
+        raise WireError(f"header of {len(data)} bytes is no protobuf message of this format") from error
+    if message.version != VERSION:
+        raise WireError(f"header: version {message.version}, expected {VERSION}; run the same fedpeft on both sides")
+    return message
+
+
+def _write_envelope(message: pb.Header, envelope: Envelope) -> None:
+    message.version = VERSION
+    message.job = envelope.job
+    message.round = envelope.round_number
+    message.config_hash = envelope.config_hash
+    message.plan_hash = envelope.plan_hash
+    message.base_hash = envelope.base_hash
+    message.codec = envelope.codec
+    del message.manifest[:]
+    message.manifest.extend(pb.TensorSpec(name=s.name, shape=s.shape, dtype=s.dtype) for s in envelope.manifest)
+    message.manifest_hash = envelope.manifest_hash
+    message.num_elements = envelope.num_elements
+
+
+def _read_envelope(message: pb.Header, source: bytes) -> Envelope:
+    if len(message.manifest) > MAX_TENSORS:
+        raise WireError(f"header: manifest of {len(message.manifest)} tensors, expected at most {MAX_TENSORS}")
+    envelope = Envelope(
+        job=message.job,
+        round_number=message.round,
+        config_hash=message.config_hash,
+        plan_hash=message.plan_hash,
+        base_hash=message.base_hash,
+        codec=message.codec,
+        manifest=tuple(_read_spec(spec) for spec in message.manifest),
+        source=source,
+    )
+    _distinct("manifest", [spec.name for spec in envelope.manifest])
+    _equal("manifest_hash", message.manifest_hash, envelope.manifest_hash)
+    _equal("num_elements", message.num_elements, envelope.num_elements)
+    return envelope
+
+
+def _read_spec(spec: pb.TensorSpec) -> Spec:
+    if len(spec.shape) > _MAX_DIMENSIONS:
+        raise WireError(
+            f"header: tensor {_shown(spec.name)} has {len(spec.shape)} dimensions, at most {_MAX_DIMENSIONS}"
+        )
+    return Spec(name=spec.name, shape=tuple(spec.shape), dtype=spec.dtype)
+
+
+def _write(message: pb.Header, header: Header) -> None:
+    match header:
+        case Broadcast():
+            message.broadcast.client = header.client
+            message.broadcast.kind = _KINDS[header.kind]
+            _write_directive(message.broadcast.directive, header.directive)
+        case Update():
+            _write_update(message.update, header)
+        case Evaluated():
+            message.evaluated.client = header.client
+            message.evaluated.num_examples = header.num_examples
+            message.evaluated.sums.clear()
+            message.evaluated.sums.update(header.sums)
+        case Join():
+            message.join.SetInParent()
+        case Joined():
+            message.joined.client = header.client
+            message.joined.versions.clear()
+            message.joined.versions.update(header.versions)
+
+
+def _write_update(message: pb.Update, update: Update) -> None:
+    message.client = update.client
+    message.num_examples = update.num_examples
+    message.num_steps = update.num_steps
+    message.train_loss = update.train_loss
+    message.seconds = update.seconds
+
+
+def _write_directive(message: pb.Directive, directive: Directive) -> None:
+    message.Clear()
+    if directive.train is not None:
+        message.train.SetInParent()
+        message.train.names.extend(directive.train)
+
+
+def _read_broadcast(message: pb.Header, envelope: Envelope) -> Broadcast:
+    given = message.broadcast
+    kinds = {number: kind for kind, number in _KINDS.items()}
+    if given.kind not in kinds:
+        raise WireError(f"broadcast to client {given.client}: kind {given.kind}, expected one of {sorted(_KINDS)}")
+    directive = _read_directive(given.directive)
+    return Broadcast(envelope=envelope, client=given.client, kind=kinds[given.kind], directive=directive)
+
+
+def _read_directive(given: pb.Directive) -> Directive:
+    train = tuple(given.train.names) if given.HasField("train") else None
+    _distinct("directive.train", train or ())
+    return Directive(train=train)
+
+
+def _read_update(message: pb.Header, envelope: Envelope) -> Update:
+    given = message.update
+    return Update(
+        envelope=envelope,
+        client=given.client,
+        num_examples=_count("num_examples", given.num_examples),
+        num_steps=_count("num_steps", given.num_steps, at_least=0),
+        train_loss=_finite("train_loss", given.train_loss),
+        seconds=_finite("seconds", given.seconds, at_least=0.0),
+    )
+
+
+def _read_evaluated(message: pb.Header, envelope: Envelope) -> Evaluated:
+    given = message.evaluated
+    sums = {name: _finite(f"sums.{name}", value) for name, value in sorted(given.sums.items())}
+    num_examples = _count("num_examples", given.num_examples, at_least=0)
+    return Evaluated(envelope=envelope, client=given.client, num_examples=num_examples, sums=sums)
+
+
+def _read_join(message: pb.Header, envelope: Envelope) -> Join:
+    return Join(envelope=envelope)
+
+
+def _read_joined(message: pb.Header, envelope: Envelope) -> Joined:
+    given = message.joined
+    return Joined(envelope=envelope, client=given.client, versions=dict(sorted(given.versions.items())))
+
+
+_READ: dict[str, Callable[[pb.Header, Envelope], Header]] = {
+    "broadcast": _read_broadcast,
+    "update": _read_update,
+    "evaluated": _read_evaluated,
+    "join": _read_join,
+    "joined": _read_joined,
+}
+
+
+def _count(name: str, value: int, *, at_least: int = 1) -> int:
+    if not at_least <= value <= _MAX_COUNT:
+        raise WireError(f"header: {_shown(name)} = {value}, expected {at_least} to {_MAX_COUNT}")
+    return value
+
+
+def _finite(name: str, value: float, *, at_least: float = -math.inf) -> float:
+    if not (math.isfinite(value) and value >= at_least):
+        raise WireError(f"header: {_shown(name)} = {value}, expected a finite number" + " >= 0" * (at_least == 0))
+    return value
+
+
+def _equal(name: str, got: object, want: object) -> None:
+    if got != want:
+        raise WireError(f"header: {name} is {_shown(got)}, expected {_shown(want)} by its own manifest")
+
+
+def _distinct(name: str, values: tuple[str, ...] | list[str]) -> None:
+    if len(set(values)) != len(values) or "" in values:
+        raise WireError(f"header: {name} has a name that is empty or occurs twice, expected distinct names")
+
+
+def _shown(value: object) -> str:
+    """Return what a sender chose, safe to stand in a log."""
+    return repr(value)[:_MAX_SHOWN]

@@ -1,0 +1,172 @@
+"""What server and clients say to each other: frozen headers, and the refusal of one that belongs to another run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+from fedpeft.errors import TensorMismatchError, WireError
+from fedpeft.strategies.base import Directive
+from fedpeft.tensors import Spec, manifest_hash, require_manifest
+
+__all__ = ["VERSION", "Broadcast", "Envelope", "Evaluated", "Header", "Join", "Joined", "Update", "expect"]
+
+VERSION = 1
+"""Of the format; raised when an older receiver must not read on."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """What every header holds."""
+
+    job: str
+    round_number: int
+    """From 1; 0 for the handshake and the evaluation before the first round."""
+    config_hash: str
+    plan_hash: str
+    base_hash: str
+    codec: str
+    """How the body is packed."""
+    manifest: tuple[Spec, ...] = ()
+    """The body's tensors, in order; empty when the body is no tensors."""
+    source: bytes = field(default=b"", repr=False, compare=False)
+    """The protobuf bytes it was read from, so that fields of a newer sender survive being passed on."""
+
+    @property
+    def manifest_hash(self) -> str:
+        """The sha256 (hex) of the manifest."""
+        return manifest_hash(self.manifest)
+
+    @property
+    def num_elements(self) -> int:
+        """Number of scalars in the manifest."""
+        return sum(spec.num_elements for spec in self.manifest)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Broadcast:
+    """What the server asks of one client in one round; the body is the adapter."""
+
+    envelope: Envelope
+    client: int
+    kind: Literal["train", "evaluate"]
+    directive: Directive = field(default_factory=Directive)
+
+    def __str__(self) -> str:
+        return f"broadcast to client {self.client}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What one client trained; the body is the delta."""
+
+    envelope: Envelope
+    client: int
+    num_examples: int
+    """Examples the client holds."""
+    num_steps: int
+    """Optimizer steps taken."""
+    train_loss: float
+    """Mean over the steps."""
+    seconds: float
+    """Of training, wall clock."""
+
+    def __str__(self) -> str:
+        return f"update of client {self.client}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What one client measured on its own held-out examples; no body."""
+
+    envelope: Envelope
+    client: int
+    num_examples: int
+    """Held-out examples; may be 0."""
+    sums: Mapping[str, float]
+    """Metric -> sum over the examples."""
+
+    def __str__(self) -> str:
+        return f"evaluation of client {self.client}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Join:
+    """Server to node, before the first round; the body is the plan's bytes."""
+
+    envelope: Envelope
+
+    def __str__(self) -> str:
+        return "join"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """The node's answer: who it is and what it runs; no body."""
+
+    envelope: Envelope
+    client: int
+    versions: Mapping[str, str]
+    """Library -> version."""
+
+    def __str__(self) -> str:
+        return f"joined of client {self.client}"
+
+
+Header = Broadcast | Update | Evaluated | Join | Joined
+
+
+def expect(
+    header: Header,
+    *,
+    job: str,
+    round_number: int,
+    config_hash: str,
+    plan_hash: str | None,
+    base_hash: str | None,
+    codec: str,
+    manifest: Sequence[Spec] = (),
+    client: int | None = None,
+) -> None:
+    """Refuse a header that was not meant for the receiver, or disagrees with it. None is what it cannot know yet.
+
+    Raises:
+        WireError: names the field, what came, what was expected, and the likely cause.
+    """
+    got, other = header.envelope, "server" if isinstance(header, Broadcast | Join) else "client"
+    _same(header, "job", got.job, job, f"the {other} works for another run")
+    _same(header, "round", got.round_number, round_number, "a late or repeated message")
+    if client is not None and not isinstance(header, Join):
+        _same(header, "client", header.client, client, "it was meant for, or sent by, somebody else")
+    _same(header, "config hash", got.config_hash, config_hash, f"the {other} runs another experiment file")
+    _same(header, "plan hash", got.plan_hash, plan_hash, f"the {other} holds another plan; join again")
+    _same(header, "base hash", got.base_hash, base_hash, f"the {other} holds another base model")
+    _same(header, "codec", got.codec, codec, f"the {other} packs tensors in another way")
+    _same_manifest(header, manifest)
+
+
+def _same(header: Header, name: str, got: object, want: object, cause: str) -> None:
+    if want is not None and got != want:
+        raise WireError(f"{header}: {name} {_short(got)} is not this run's {_short(want)}; {cause}")
+
+
+def _same_manifest(header: Header, manifest: Sequence[Spec]) -> None:
+    try:
+        require_manifest(header.envelope.manifest, manifest, where=f"{header}: manifest")
+    except TensorMismatchError as error:
+        raise WireError(_printable(str(error), length=300)) from error
+
+
+def _short(value: object) -> str:
+    return _printable(str(value), length=12)
+
+
+def _printable(text: str, *, length: int) -> str:
+    """Return what a sender chose, cut and on one line, safe to stand in a log."""
+    shown = text if len(text) <= length else f"{text[:length]}..."
+    return "".join(letter if letter.isprintable() else "?" for letter in shown)

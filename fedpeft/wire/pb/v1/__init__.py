@@ -1,0 +1,1 @@
+"""Version 1 of the headers; written by proto/generate.py, never edited."""

@@ -1,0 +1,229 @@
+"""Every adapter in the folder, on every architecture: a new file is tested by being there."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+import fedpeft.adapters
+from fedpeft import plugins
+from fedpeft.adapters.base import Adapter, Algebra, Attached, head_bounds, pairs
+from fedpeft.adapters.plan import Plan
+from fedpeft.errors import TensorMismatchError, UnsupportedError
+from fedpeft.tensors import Tensors
+from tests.adapters.models import SAMPLES, build, logits, own_slots, random_state
+
+NAMES = plugins.names("adapter")
+everywhere = pytest.mark.parametrize("model", SAMPLES)
+every_adapter = pytest.mark.parametrize("name", NAMES)
+
+
+def adapter_of(name: str) -> Adapter:
+    module = plugins.load("adapter", name)
+    made: Adapter = module.make(module.Options())
+    return made
+
+
+def planned(name: str, model: str) -> Plan:
+    return adapter_of(name).plan(build(model), seed=5)
+
+
+def attach(name: str, model: str, plan: Plan | None = None) -> Attached:
+    base = build(model)
+    attached = adapter_of(name).attach(base, plan or planned(name, model))
+    return attached.with_bound(head_bounds(base, SAMPLES[model].head))
+
+
+def merged_weights(name: str, model: str, state: Tensors) -> dict[str, Tensor]:
+    attached = attach(name, model)
+    attached.write(state)
+    return dict(adapter_of(name).merge(attached).state_dict())
+
+
+def test_the_sweep_covers_the_folder() -> None:
+    folder = Path(fedpeft.adapters.__file__).parent
+    files = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")} - {"base", "plan"}
+
+    assert set(NAMES) == files
+    assert len(NAMES) >= 3
+    assert all(plugins.describe("adapter").values())
+
+
+@everywhere
+@every_adapter
+def test_only_the_slots_and_the_head_train(name: str, model: str) -> None:
+    attached = attach(name, model)
+
+    training = {id(parameter) for parameter in attached.model.parameters() if parameter.requires_grad}
+    assert training == {id(parameter) for parameter in attached.parameters().values()}
+    assert {slot.group for slot in attached.slots if slot.role == "head"} == set(SAMPLES[model].head)
+    assert len({slot.name for slot in attached.slots}) == len(attached.slots)
+    assert not any(module.training for module in attached.model.modules())
+
+
+@everywhere
+@every_adapter
+def test_the_adapted_model_starts_as_its_base(name: str, model: str) -> None:
+    torch.testing.assert_close(logits(attach(name, model).model, model), logits(build(model), model), rtol=0, atol=0)
+
+
+@everywhere
+@every_adapter
+def test_slots_can_be_written_and_read_back(name: str, model: str) -> None:
+    attached = attach(name, model)
+    state = random_state(attached, 1)
+
+    attached.write(state)
+
+    assert attached.read().digest() == state.digest()
+    assert attached.read().manifest() == attached.manifest()
+
+
+@every_adapter
+@pytest.mark.parametrize("damage", ["name", "shape", "dtype", "missing", "extra", "order"])
+def test_a_wrong_state_is_refused_and_nothing_is_written(name: str, damage: str) -> None:
+    attached = attach(name, "bert")
+    before = attached.read()
+    entries = list(random_state(attached, 1).items())
+    (last, value), rest = entries[-1], entries[:-1]
+    wrong = {
+        "name": [*rest, (last + "x", value)],
+        "shape": [*rest, (last, value.unsqueeze(0))],
+        "dtype": [*rest, (last, value.double())],
+        "missing": rest,
+        "extra": [*entries, ("extra", value)],
+        "order": [*entries[1:], entries[0]],
+    }[damage]
+
+    with pytest.raises(TensorMismatchError, match="adapter: tensor"):
+        attached.write(Tensors(wrong))
+
+    assert attached.read().digest() == before.digest()
+
+
+@everywhere
+@every_adapter
+def test_equal_plans_give_equal_bits_whatever_the_global_generator(name: str, model: str) -> None:
+    plan = planned(name, model)
+    states = []
+    for seed in (1, 2):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            before = torch.get_rng_state()
+            states.append(adapter_of(name).attach(build(model), plan).read())
+            assert torch.equal(torch.get_rng_state(), before)
+
+    assert states[0].digest() == states[1].digest()
+
+
+@everywhere
+@every_adapter
+def test_a_plan_survives_the_wire(name: str, model: str) -> None:
+    plan = planned(name, model)
+
+    received = Plan.from_bytes(plan.to_bytes())
+
+    assert received.hash == plan.hash
+    assert attach(name, model, received).manifest() == attach(name, model, plan).manifest()
+    assert attach(name, model, received).read().digest() == attach(name, model, plan).read().digest()
+
+
+@every_adapter
+def test_a_plan_for_another_model_is_refused(name: str) -> None:
+    with pytest.raises(UnsupportedError, match="which GPT2LMHeadModel does not have"):
+        adapter_of(name).attach(build("gpt2"), planned(name, "bert"))
+
+
+@everywhere
+@every_adapter
+def test_merging_gives_a_plain_model_of_the_same_function_or_refuses(name: str, model: str) -> None:
+    attached = attach(name, model)
+    attached.write(random_state(attached, 1))
+    adapted = logits(attached.model, model)
+    try:
+        plain = adapter_of(name).merge(attached)
+    except UnsupportedError:
+        assert {slot.algebra for slot in own_slots(attached)} == {Algebra.NONLINEAR}
+        return
+
+    torch.testing.assert_close(logits(plain, model), adapted, rtol=1e-5, atol=1e-5)
+    assert [type(module) for module in plain.modules()] == [type(module) for module in build(model).modules()]
+    assert plain.state_dict().keys() == build(model).state_dict().keys()
+    assert "peft_config" not in vars(plain)
+    assert not any(isinstance(module, BaseTunerLayer) for module in plain.modules())
+
+
+@everywhere
+@every_adapter
+def test_gradients_reach_every_slot(name: str, model: str) -> None:
+    attached = attach(name, model)
+    attached.write(random_state(attached, 1))
+
+    attached.model(**SAMPLES[model].inputs).logits.square().sum().backward()
+
+    gradients = {slot: parameter.grad for slot, parameter in attached.parameters().items()}
+    silent = [slot for slot, gradient in gradients.items() if gradient is None or not bool(gradient.abs().sum() > 0)]
+    assert not silent
+
+
+@everywhere
+@every_adapter
+def test_the_declared_algebra_holds_on_two_random_states(name: str, model: str) -> None:
+    attached = attach(name, model)
+    algebra = {slot.algebra for slot in own_slots(attached)}
+    one, two = random_state(attached, 1), random_state(attached, 2)
+    if algebra == {Algebra.LINEAR}:
+        weights = [merged_weights(name, model, state) for state in (one, two, (one + two) * 0.5)]
+        for key, mean in weights[2].items():
+            torch.testing.assert_close((weights[0][key] + weights[1][key]) / 2, mean, rtol=1e-5, atol=1e-6)
+    elif algebra == {Algebra.BILINEAR}:
+        assert_products(attached, one, build(model), merged_weights(name, model, one))
+    else:
+        assert algebra == {Algebra.NONLINEAR}
+        assert_not_linear(attached, model, one, two)
+
+
+def assert_products(attached: Attached, state: Tensors, base: nn.Module, merged: dict[str, Tensor]) -> None:
+    """W + scale * B @ A where a pair says so, and no change anywhere else but in the head."""
+    expected = {name: value.clone() for name, value in base.state_dict().items() if name not in state}
+    for pair in pairs(attached.slots):
+        change = pair.scale * state[pair.b.name] @ state[pair.a.name]
+        keeps_transposed = isinstance(base.get_submodule(pair.b.group), Conv1D)
+        expected[f"{pair.b.group}.weight"] += change.T if keeps_transposed else change
+    assert len(pairs(attached.slots)) * 2 == len(own_slots(attached))
+    for name, value in expected.items():
+        torch.testing.assert_close(merged[name], value, rtol=1e-5, atol=1e-5)
+
+
+def assert_not_linear(attached: Attached, model: str, one: Tensors, two: Tensors) -> None:
+    found = []
+    for state in (one, two, (one + two) * 0.5):
+        attached.write(state)
+        found.append(logits(attached.model, model))
+    assert not torch.allclose((found[0] + found[1]) / 2, found[2], atol=1e-3)
+
+
+@everywhere
+@every_adapter
+def test_the_saved_folder_gives_the_same_logits_in_peft_or_saving_refuses(
+    name: str, model: str, tmp_path: Path
+) -> None:
+    attached, plan = attach(name, model), planned(name, model)
+    attached.write(random_state(attached, 1))
+    try:
+        adapter_of(name).save(attached, plan, tmp_path, base="some/base", revision="abc")
+    except UnsupportedError:
+        assert not list(tmp_path.iterdir())
+        return
+
+    loaded = PeftModel.from_pretrained(build(model), str(tmp_path))
+
+    torch.testing.assert_close(logits(loaded, model), logits(attached.model, model), rtol=0, atol=1e-6)
+    config = loaded.peft_config["default"]
+    assert (config.base_model_name_or_path, config.revision) == ("some/base", "abc")
+    expected = {"bert": "SEQ_CLS", "llama_classifier": "SEQ_CLS", "llama": "CAUSAL_LM", "gpt2": "CAUSAL_LM"}
+    assert config.task_type == expected.get(model)

@@ -1,0 +1,156 @@
+"""What strategies promise, over whole runs: what travels, what stays, and that all of them finish and resume."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedpeft import client, plugins
+from fedpeft.adapters.base import pairs
+from fedpeft.engines.inline import simulate
+from fedpeft.errors import UnsupportedError
+from fedpeft.report.run_directory import RunDirectory
+from fedpeft.rounds import checkpoint as checkpoints
+from fedpeft.rounds import exchange
+from fedpeft.tensors import Tensors
+from fedpeft.training.workbench import Workbench, assemble
+from tests.conftest import tiny
+from tests.e2e.test_inline import digest, lines
+from tests.e2e.test_resume import StoppedError, stop_at
+
+NAMES = plugins.names("strategy")
+
+
+def factors(bench: Workbench, role: str) -> list[str]:
+    return [(pair.a if role == "A" else pair.b).name for pair in pairs(bench.adapted.attached.slots)]
+
+
+def watch_bodies(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[int]]:
+    """Keep the bytes of the floats packed on each side: message header and safetensors header left aside."""
+    seen: dict[str, set[int]] = {"down": set(), "up": set()}
+    for side, place in (("down", exchange), ("up", client)):
+
+        def packing(header: Any, body: bytes, side: str = side, pack: Callable[..., Any] = place.pack) -> Any:
+            if body:
+                seen[side].add(len(body) - 8 - int.from_bytes(body[:8], "little"))
+            return pack(header, body)
+
+        monkeypatch.setattr(place, "pack", packing)
+    return seen
+
+
+def watch_clients(monkeypatch: pytest.MonkeyPatch) -> list[Tensors]:
+    """Keep what every client holds after its local training."""
+    held: list[Tensors] = []
+    train: Callable[..., Any] = vars(client)["_train_slots"]
+
+    def training(bench: Workbench, *arguments: Any) -> Any:
+        outcome = train(bench, *arguments)
+        held.append(bench.adapted.attached.read())
+        return outcome
+
+    monkeypatch.setattr(client, "_train_slots", training)
+    return held
+
+
+def checkpointed(run: Path, round_number: int) -> Tensors:
+    """Return the global adapter after a round; a run keeps its newest two."""
+    read: Callable[[Path], checkpoints.Checkpoint] = vars(checkpoints)["_read"]
+    return read(run / "checkpoints" / f"round_{round_number:06d}").state.adapter
+
+
+def test_ffa_keeps_a_where_the_seed_put_it_on_the_server_and_on_every_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tiny(tmp_path / "run", strategy={"name": "ffa_lora"}, train={"learning_rate": 0.05})
+    bench, held = assemble(experiment), watch_clients(monkeypatch)
+    frozen = bench.adapted.initial.select(factors(bench, "A"))
+
+    simulate(experiment)
+
+    final = checkpointed(tmp_path / "run", 3)
+    assert len(held) == 9
+    assert {tensors.select(frozen).digest() for tensors in (*held, final)} == {frozen.digest()}
+    assert all((final[name] != bench.adapted.initial[name]).any() for name in factors(bench, "B"))
+
+
+def test_ffa_saves_the_floats_of_a_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, bytes_of = watch_bodies(monkeypatch), {}
+    for name in ("fedavg", "ffa_lora"):
+        experiment = tiny(tmp_path / name, strategy={"name": name}, rounds={"num_rounds": 2})
+        simulate(experiment)
+        bytes_of[name] = {side: lengths.copy() for side, lengths in seen.items()}
+        for lengths in seen.values():
+            lengths.clear()
+    bench = assemble(experiment)
+    whole, of_a = (
+        4 * bench.adapted.initial.select(n).num_elements for n in (bench.adapted.initial, factors(bench, "A"))
+    )
+
+    assert 0 < of_a < whole
+    assert bytes_of["fedavg"]["up"] == bytes_of["fedavg"]["down"] == {whole}
+    assert bytes_of["ffa_lora"]["up"] == bytes_of["ffa_lora"]["down"] == {whole - of_a}
+    row = lines(tmp_path / "ffa_lora")[1]
+    for key in ("bytes_up", "bytes_down"):
+        assert 3 * (whole - of_a) < row[key] < lines(tmp_path / "fedavg")[1][key] - 3 * of_a
+
+
+def test_rolora_moves_one_factor_a_round_and_the_head_in_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = {"target_modules": ["fc1"]}
+    experiment = tiny(tmp_path / "run", strategy={"name": "rolora"}, rounds={"num_rounds": 2}, adapter=adapter)
+    seen, bench = watch_bodies(monkeypatch), assemble(experiment)
+    a, b = (set(factors(bench, role)) for role in "AB")
+    heads = set(bench.adapted.initial) - a - b
+
+    simulate(experiment)
+
+    states = (bench.adapted.initial, *(checkpointed(tmp_path / "run", number) for number in (1, 2)))
+    changed = [{name for name in before if (before[name] != after[name]).any()} for before, after in pairwise(states)]
+    assert changed == [b | heads, a | heads]
+    sizes = {4 * bench.adapted.initial.select(trained | heads).num_elements for trained in (a, b)}
+    assert len(sizes) == 2
+    assert seen == {"up": sizes, "down": {4 * bench.adapted.initial.num_elements}}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_strategy_finishes_a_run(tmp_path: Path, name: str) -> None:
+    summary = simulate(
+        tiny(tmp_path / "run", strategy={"name": name}, partition={"num_clients": 5}, rounds={"num_rounds": 2})
+    )
+
+    assert [row["failures"] for row in lines(tmp_path / "run")] == [[], [], []]
+    assert summary["adapter_digest"] == digest(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "rolora"])
+def test_a_run_that_stops_goes_on_with_the_same_moments_and_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    simulate(tiny(tmp_path / "whole", strategy={"name": name}))
+    with monkeypatch.context() as patch:
+        stop_at(patch, checkpoints, "save", 3, before=False)
+        with pytest.raises(StoppedError):
+            simulate(tiny(tmp_path / "cut", strategy={"name": name}))
+    simulate(tiny(tmp_path / "cut", strategy={"name": name}, output={"if_exists": "resume"}))
+
+    for run in ("whole", "cut"):
+        assert len(lines(tmp_path / run)) == 4
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+    assert digest(tmp_path / "whole") == digest(tmp_path / "cut")
+    memories = [checkpoints.latest(RunDirectory.open(tmp_path / run).checkpoints) for run in ("whole", "cut")]
+    assert len({found.state.memory.digest() for found in memories if found is not None}) == 1
+
+
+def test_a_cohort_too_small_for_the_rule_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"strategy 'krum' .* at least 5 updates a round and 3 client\(s\)"):
+        simulate(tiny(tmp_path / "run", strategy={"name": "krum"}))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["ffa_lora", "rolora"])
+def test_an_adapter_without_pairs_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnsupportedError, match="no pairs"):
+        simulate(tiny(tmp_path / "run", strategy={"name": name}, adapter={"name": "ia3"}))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,43 @@
+"""Who is drawn."""
+
+from collections import Counter
+from itertools import combinations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpeft.rounds.sampling import draw_cohort
+
+
+@given(
+    num_clients=st.integers(1, 60),
+    per_round=st.integers(1, 60),
+    seed=st.integers(0, 2**63 - 1),
+    round_number=st.integers(1, 10_000),
+)
+def test_a_cohort_is_sorted_without_repeats_and_the_same_again(
+    num_clients: int, per_round: int, seed: int, round_number: int
+) -> None:
+    cohort = draw_cohort(num_clients, per_round, seed=seed, round_number=round_number)
+    assert list(cohort) == sorted(set(cohort))
+    assert len(cohort) == min(per_round, num_clients)
+    assert set(cohort) <= set(range(num_clients))
+    assert cohort == draw_cohort(num_clients, per_round, seed=seed, round_number=round_number)
+
+
+def test_all_take_part_when_no_number_is_given() -> None:
+    assert draw_cohort(4, None, seed=1, round_number=1) == (0, 1, 2, 3)
+
+
+def test_every_pair_is_as_likely_as_any_other() -> None:
+    num_rounds, pairs = 6000, list(combinations(range(6), 2))
+    drawn = Counter(draw_cohort(6, 2, seed=5, round_number=number) for number in range(1, num_rounds + 1))
+    expected = num_rounds / len(pairs)
+    chi_square = sum((drawn[pair] - expected) ** 2 / expected for pair in pairs)
+    assert set(drawn) <= set(pairs)
+    assert chi_square < 36.1, "chi-square of 14 degrees of freedom, p = 0.001"
+
+
+def test_another_seed_draws_others() -> None:
+    cohorts = {tuple(draw_cohort(50, 5, seed=seed, round_number=1)) for seed in range(20)}
+    assert len(cohorts) == 20

@@ -1,0 +1,170 @@
+"""Headers: what is refused on reading, what is refused as meant for another run, and what is kept."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fedpeft.errors import WireError
+from fedpeft.strategies.base import Directive
+from fedpeft.tensors import Spec
+from fedpeft.wire import VERSION, Broadcast, Envelope, Evaluated, Header, Join, Update, expect
+from fedpeft.wire.convert import MAX_HEADER_BYTES, MAX_TENSORS, from_bytes, to_bytes
+from fedpeft.wire.pb.v1 import messages_pb2 as pb
+
+DIGEST = bytes(32)
+
+
+def expected(envelope: Envelope) -> dict[str, Any]:
+    """Return what a receiver in the same run asks for."""
+    names = ("job", "round_number", "config_hash", "plan_hash", "base_hash", "codec", "manifest")
+    return {name: vars(envelope)[name] for name in names}
+
+
+def as_message(header: Header) -> pb.Header:
+    """Return a header as protobuf, to be changed at will."""
+    return pb.Header.FromString(to_bytes(header, payload_sha256=DIGEST))
+
+
+def test_a_message_of_the_same_run_is_welcome(headers: list[Header]) -> None:
+    for header in headers:
+        expect(header, **expected(header.envelope))
+
+
+def test_what_a_joining_node_cannot_know_is_not_asked(envelope: Envelope) -> None:
+    wanted = {**expected(envelope), "plan_hash": None, "base_hash": None}
+
+    expect(Join(envelope=envelope), **wanted)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("job", "other", r"job quickstart-1 is not this run's other; the client works for another run"),
+        ("round_number", 3, r"round 2 is not this run's 3; a late or repeated message"),
+        ("client", 4, r"client 3 is not this run's 4"),
+        ("config_hash", "f" * 64, r"config hash c{12}\.\.\. is not this run's f{12}\.\.\.; .* another experiment file"),
+        ("plan_hash", "f" * 64, r"plan hash d{12}\.\.\. is not this run's f{12}\.\.\.; .* another plan"),
+        ("base_hash", "f" * 64, r"base hash e{12}\.\.\. is not this run's f{12}\.\.\.; .* another base model"),
+        ("codec", "int8", r"codec none is not this run's int8"),
+        ("manifest", (), r"manifest: tensor 0 is w.B \[2, 3\] float32, expected nothing"),
+        (
+            "manifest",
+            (Spec(name="w.B", shape=(3, 2), dtype="float32"),),
+            r"manifest: tensor 0 is .*, expected w.B \[3, 2\] float32",
+        ),
+    ],
+)
+def test_a_message_of_another_run_is_refused_by_name(update: Update, field: str, value: object, words: str) -> None:
+    with pytest.raises(WireError, match=f"^update of client 3: {words}"):
+        expect(update, **{**expected(update.envelope), field: value})
+
+
+def test_a_client_that_refuses_names_the_server(envelope: Envelope) -> None:
+    header = Broadcast(envelope=envelope, client=3, kind="train")
+
+    with pytest.raises(WireError, match=r"broadcast to client 3: config hash .*; the server runs another experiment"):
+        expect(header, **{**expected(envelope), "config_hash": "f" * 64})
+
+
+def test_an_unknown_version_is_refused_by_name(update: Update) -> None:
+    for version in (0, VERSION + 1):
+        message = as_message(update)
+        message.version = version
+        with pytest.raises(WireError, match=f"version {version}, expected {VERSION}"):
+            from_bytes(message.SerializeToString(), Update)
+
+
+def test_a_field_of_a_newer_sender_is_kept_when_the_header_is_passed_on(update: Update) -> None:
+    newer_envelope, newer_update = b"\xfa\x07\x05hello", b"\xfa\x07\x03new"
+    message = as_message(update)
+    message.MergeFromString(newer_envelope)
+    message.update.MergeFromString(newer_update)
+
+    header, digest = from_bytes(message.SerializeToString(), Update)
+    again = to_bytes(replace(header, client=9), payload_sha256=digest)
+
+    assert header == update
+    assert newer_envelope in again
+    assert newer_update in again
+    assert from_bytes(again, Update)[0].client == 9
+
+
+def test_a_kind_of_a_newer_sender_is_refused(update: Update) -> None:
+    message = as_message(update)
+    message.ClearField("update")
+    message.MergeFromString(b"\xea\x02\x00")
+
+    with pytest.raises(WireError, match="kind is none that version 1 knows, expected update"):
+        from_bytes(message.SerializeToString(), Update)
+
+
+CHANGES: dict[str, tuple[Callable[[pb.Header], object], str]] = {
+    "manifest hash": (lambda m: setattr(m, "manifest_hash", "0" * 64), "manifest_hash"),
+    "number of elements": (lambda m: setattr(m, "num_elements", 8), "num_elements"),
+    "a shape the hash does not cover": (lambda m: m.manifest[0].shape.append(1), "manifest_hash"),
+    "an extra tensor": (lambda m: m.manifest.add(name="x", dtype="float32"), "manifest_hash"),
+    "the same name twice": (lambda m: m.manifest.add(name="w.A", dtype="float32"), "distinct names"),
+    "an empty name": (lambda m: m.manifest.add(dtype="float32"), "distinct names"),
+    "too many dimensions": (lambda m: m.manifest[0].shape.extend([1 << 60] * 100_000), "dimensions"),
+    "too many tensors": (lambda m: [m.manifest.add() for _ in range(MAX_TENSORS)], "at most 16384"),
+    "too many bytes": (lambda m: setattr(m, "job", "j" * MAX_HEADER_BYTES), "at most 2097152"),
+    "no examples": (lambda m: setattr(m.update, "num_examples", 0), "num_examples' = 0, expected 1 to"),
+    "more examples than there are": (lambda m: setattr(m.update, "num_examples", 1 << 60), "num_examples"),
+    "more steps than there are": (lambda m: setattr(m.update, "num_steps", 1 << 60), "num_steps' = .*, expected 0 to"),
+    "a loss of nan": (lambda m: setattr(m.update, "train_loss", math.nan), "train_loss' = nan, expected a finite"),
+    "a loss of infinity": (lambda m: setattr(m.update, "train_loss", math.inf), "train_loss"),
+    "negative time": (lambda m: setattr(m.update, "seconds", -1.0), "seconds' = -1.0, expected a finite number >= 0"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGES.values(), ids=CHANGES)
+def test_a_field_that_holds_what_it_must_not_is_refused(
+    update: Update, change: Callable[[pb.Header], object], words: str
+) -> None:
+    message = as_message(update)
+    change(message)
+
+    with pytest.raises(WireError, match=words):
+        from_bytes(message.SerializeToString(), Update)
+
+
+def test_a_broadcast_asks_for_something_known(envelope: Envelope) -> None:
+    message = as_message(Broadcast(envelope=envelope, client=3, kind="train"))
+    for kind in (0, 7):
+        message.broadcast.kind = kind  # type: ignore[assignment]
+        with pytest.raises(WireError, match=f"kind {kind}, expected one of"):
+            from_bytes(message.SerializeToString(), Broadcast)
+
+
+def test_bytes_that_are_no_protobuf_are_refused() -> None:
+    for data in (b"\xff" * 8, b"\x12\x02\xff\xfe", b"\x0a\x7f"):
+        with pytest.raises(WireError, match="no protobuf message"):
+            from_bytes(data, Update)
+
+
+def test_a_sender_is_refused_what_a_receiver_would_refuse(envelope: Envelope, update: Update) -> None:
+    wrong: list[Header] = [
+        replace(update, train_loss=math.nan),
+        replace(update, client=-1),
+        replace(update, num_examples=0),
+        replace(update, envelope=replace(envelope, round_number=-1)),
+        replace(update, envelope=replace(envelope, manifest=envelope.manifest * 2)),
+        Evaluated(envelope=envelope, client=3, num_examples=1, sums={"loss": math.inf}),
+        Broadcast(envelope=envelope, client=3, kind="train", directive=Directive(train=("a", "a"))),
+    ]
+    for header in wrong:
+        with pytest.raises(WireError):
+            to_bytes(header, payload_sha256=DIGEST)
+
+
+def test_what_a_sender_wrote_is_shown_short_and_on_one_line(update: Update) -> None:
+    message = as_message(update)
+    message.manifest_hash = "secret\n" * 1000
+
+    with pytest.raises(WireError) as caught:
+        from_bytes(message.SerializeToString(), Update)
+    assert len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value)
