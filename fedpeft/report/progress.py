@@ -5,7 +5,7 @@ from typing import Any, final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from fedpeft.config import Experiment
@@ -96,10 +96,11 @@ class TerminalWatcher(Watcher):
         self._progress.start()
 
     def client_finished(self, round_number: int, client: int, *, ok: bool, bytes_up: int) -> None:
-        """Count the round's clients."""
+        """Move the bar by one client, so that the time left is known before the first round is over."""
         self._replied += 1
         state = "" if ok else f", {client} failed"
-        self._progress.update(self._task, now=f"client {self._replied}/{self._cohort}{state}")
+        done = round_number - 1 + self._replied / self._cohort
+        self._progress.update(self._task, completed=done, now=f"client {self._replied}/{self._cohort}{state}")
 
     def round_finished(self, record: RoundRecord) -> None:
         """Move the bar; failures scroll by above it."""
@@ -128,9 +129,9 @@ class TerminalWatcher(Watcher):
 def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=24),
-        TimeRemainingColumn(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=3, max_width=24)),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True, min_width=5)),
         TextColumn("{task.fields[figures]}", markup=False),
         TextColumn("{task.fields[now]}", markup=False, style="dim"),
         console=console,
