@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -19,6 +19,8 @@ from fedpeft.adapters.base import Penalty
 from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
 from fedpeft.errors import WireError
+from fedpeft.rounds.memory import forget, recall, remember
+from fedpeft.strategies.base import Turn
 from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
 from fedpeft.training.loop import Outcome, train_locally
@@ -80,6 +82,7 @@ def join(message: Message, context: Context, experiment: Experiment) -> RecordDi
         base_hash=None,
         codec=experiment.codec.name,
     )
+    forget(context.state)
     context.state["run"] = ConfigRecord({"job": header.envelope.job, "plan": body})
     versions = {"fedpeft": __version__}
     return pack(Joined(envelope=header.envelope, client=_client(context), versions=versions), b"")
@@ -93,11 +96,10 @@ def train(message: Message, context: Context, bench: Workbench) -> RecordDict:
         FedpeftError: the data or the training is at fault.
     """
     began = time.monotonic()
-    header, received = _receive(message, context, bench)
-    names = header.directive.train or tuple(received)
+    header, turn = _receive(message, context, bench, kind="train")
     examples, _ = bench.client_examples(header.client)
-    outcome = _train_slots(bench, names, received, examples, header)
-    delta = (bench.adapted.attached.read() - received).select(names)
+    outcome = _train_slots(bench, header.directive.train or tuple(turn.received), turn, examples, header)
+    delta, memory = _finish(bench, header, turn, outcome)
     update = Update(
         envelope=_envelope(bench, header, delta),
         client=header.client,
@@ -106,27 +108,35 @@ def train(message: Message, context: Context, bench: Workbench) -> RecordDict:
         train_loss=outcome.train_loss,
         seconds=time.monotonic() - began,
     )
-    return pack(update, bench.codec.encode(delta))
+    reply = pack(update, bench.codec.encode(delta))
+    if bench.strategy.remembers():
+        remember(context.state, memory, round_number=turn.round_number)
+    return reply
 
 
 def evaluate(message: Message, context: Context, bench: Workbench) -> RecordDict:
     """Evaluate the received adapter on this client's own held-out examples and return sums.
 
+    What the client keeps to itself is in place, that of this round's training included.
+
     Raises:
         WireError: as for train.
     """
-    header, _ = _receive(message, context, bench)
+    header, _ = _receive(message, context, bench, kind="evaluate")
     _, held_out = bench.client_examples(header.client)
     envelope = _envelope(bench, header, Tensors())
     sums = bench.score(held_out)
     return pack(Evaluated(envelope=envelope, client=header.client, num_examples=len(held_out), sums=sums), b"")
 
 
-def _receive(message: Message, context: Context, bench: Workbench) -> tuple[Broadcast, Tensors]:
-    """Check a broadcast against what this node holds, and put the adapter in place."""
+def _receive(
+    message: Message, context: Context, bench: Workbench, *, kind: Literal["train", "evaluate"]
+) -> tuple[Broadcast, Turn]:
+    """Check a broadcast against what this node holds, and put in place what the client's turn begins with."""
     header, body = unpack(message.content, Broadcast)
-    adapted = bench.adapted
-    manifest = bench.strategy.downlink(adapted.attached.slots)
+    adapted, slots = bench.adapted, bench.adapted.attached.slots
+    beside = [*bench.strategy.beside(slots).down] if kind == "train" else []
+    manifest = (*bench.strategy.downlink(slots), *beside)
     expect(
         header,
         job=str(context.state["run"]["job"]),
@@ -138,20 +148,37 @@ def _receive(message: Message, context: Context, bench: Workbench) -> tuple[Broa
         manifest=manifest,
         client=_client(context),
     )
-    received = adapted.initial.replace(bench.codec.decode(body, manifest))
-    adapted.attached.write(received)
-    return header, received
+    came, names = bench.codec.decode(body, manifest), [spec.name for spec in beside]
+    experiment, round_number = bench.experiment, header.envelope.round_number
+    turn = Turn(
+        slots=slots,
+        received=adapted.initial.replace(came.without(names)),
+        beside=came.select(names),
+        memory=recall(context.state, before=round_number + (kind == "evaluate")),
+        round_number=round_number,
+        num_clients=bench.shares.num_clients,
+        learning_rate=learning_rate(experiment.train, round_number, experiment.rounds.num_rounds),
+    )
+    adapted.attached.write(bench.strategy.begin(turn))
+    return header, turn
 
 
-def _train_slots(
-    bench: Workbench, names: Sequence[str], received: Tensors, examples: Examples, header: Broadcast
-) -> Outcome:
+def _finish(bench: Workbench, header: Broadcast, turn: Turn, outcome: Outcome) -> tuple[Tensors, Tensors]:
+    """Return what this client sends, the change first, and what it keeps."""
+    parting = bench.strategy.finish(turn, bench.adapted.attached.read(), num_steps=outcome.num_steps)
+    sent = header.directive.select(bench.strategy.uplink(turn.slots))
+    delta = (parting.adapter - turn.received).select(spec.name for spec in sent)
+    beside = parting.beside.require(bench.strategy.beside(turn.slots).up, where="sent beside the delta")
+    return delta.joined(beside), parting.memory.require_finite(where=f"memory of client {header.client}")
+
+
+def _train_slots(bench: Workbench, names: Sequence[str], turn: Turn, examples: Examples, header: Broadcast) -> Outcome:
     experiment, adapted, round_number = bench.experiment, bench.adapted, header.envelope.round_number
     with _only(adapted.attached.parameters(), names) as parameters:
 
         def penalty() -> Penalty:
             own = adapted.adapter.penalty(adapted.attached)
-            extra = bench.strategy.penalty(parameters, received)
+            extra = bench.strategy.local_penalty(parameters, turn)
             terms = [term for term in (own.data_free, extra) if term is not None]
             return Penalty(per_sample=own.per_sample, data_free=sum(terms[1:], start=terms[0]) if terms else None)
 
@@ -161,7 +188,7 @@ def _train_slots(
             examples,
             task=adapted.task,
             train=experiment.train,
-            rate=learning_rate(experiment.train, round_number, experiment.rounds.num_rounds),
+            rate=turn.learning_rate,
             seed=seeds.derive(experiment.seed, "train", round_number, header.client),
             precision=experiment.compute.precision,
             penalty=penalty,

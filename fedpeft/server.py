@@ -20,6 +20,7 @@ from fedpeft.report.watch import Watcher
 from fedpeft.rounds import checkpoint as checkpoints
 from fedpeft.rounds.checkpoint import Checkpoint
 from fedpeft.rounds.exchange import Exchange, Reply
+from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.rounds.roster import find_clients
 from fedpeft.rounds.sampling import draw_cohort
 from fedpeft.strategies.base import State
@@ -56,9 +57,17 @@ class Tally:
 
 
 def serve(
-    grid: Grid, bench: Workbench, run: RunDirectory, *, resume: bool = False, watcher: Watcher | None = None
+    grid: Grid,
+    bench: Workbench,
+    run: RunDirectory,
+    *,
+    resume: bool = False,
+    memories: MemoryFolder | None = None,
+    watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Run every round that is still to run, write the adapter and the summary, return the summary.
+
+    ``memories`` holds what clients keep between rounds, where the grid's nodes leave it there.
 
     Raises:
         ResumeError: the run directory's checkpoint is damaged or of other parts.
@@ -67,7 +76,7 @@ def serve(
     rounds, watcher = bench.experiment.rounds, watcher or Watcher()
     shares = bench.shares.summary(bench.splits.label_names)
     run.write_partition(shares)
-    begun = resumed(run, bench) if resume else None
+    begun = resumed(run, bench, memories) if resume else None
     watcher.started(
         bench.experiment,
         num_clients=bench.shares.num_clients,
@@ -205,14 +214,18 @@ def _round_zero(federation: Federation, run: RunDirectory) -> Checkpoint:
     return begun
 
 
-def resumed(run: RunDirectory, bench: Workbench) -> Checkpoint | None:
+def resumed(run: RunDirectory, bench: Workbench, memories: MemoryFolder | None = None) -> Checkpoint | None:
     """Return the newest checkpoint and forget the rounds after it; None where round 0 was never committed.
 
     Raises:
-        ResumeError: the checkpoint is damaged, or of other parts than these.
+        ResumeError: the checkpoint is damaged, or of other parts than these, or what clients kept is lost.
     """
     found = checkpoints.latest(run.checkpoints)
+    if found is not None and found.round_number and bench.strategy.remembers():
+        _require_memories(run, bench, memories, found.round_number)
     run.truncate(found.round_number if found else -1)
+    if memories is not None:
+        memories.rewind(found.round_number if found else -1)
     if found is None:
         return None
     now = _checkpoint(bench, found.state, found.round_number)
@@ -223,6 +236,16 @@ def resumed(run: RunDirectory, bench: Workbench) -> Checkpoint | None:
         raise ResumeError(f"{run.checkpoints}: the adapter's plan has changed; the libraries may have been updated")
     found.state.adapter.require(bench.adapted.attached.manifest(), where=str(run.checkpoints))
     return found
+
+
+def _require_memories(run: RunDirectory, bench: Workbench, memories: MemoryFolder | None, round_number: int) -> None:
+    if memories is None:
+        raise ResumeError(
+            f"{run.path}: after round {round_number} the clients of strategy {bench.experiment.strategy.name!r} hold "
+            "memories, and nodes of Flower lose them with their job; if the run began with 'simulate' in one process, "
+            "resume it there, else start a new run"
+        )
+    memories.require([record for record in run.records() if record.round <= round_number])
 
 
 def _checkpoint(bench: Workbench, state: State, round_number: int) -> Checkpoint:

@@ -133,6 +133,19 @@ class Tensors(Mapping[str, Tensor]):
             raise TensorMismatchError(f"no tensor {missing[0]!r} among {len(self)}")
         return Tensors((name, tensor) for name, tensor in self.items() if name in wanted)
 
+    def without(self, names: Iterable[str]) -> "Tensors":
+        """Return the tensors that are not named, in this map's order."""
+        left_out = set(names)
+        return Tensors((name, tensor) for name, tensor in self.items() if name not in left_out)
+
+    def joined(self, other: "Tensors") -> "Tensors":
+        """Return this map's tensors, then the other's.
+
+        Raises:
+            TensorMismatchError: a name is in both.
+        """
+        return Tensors([*self.items(), *other.items()])
+
     def replace(self, other: Mapping[str, Tensor]) -> "Tensors":
         """Return this map with some tensors exchanged for others of the same shape and dtype."""
         merged = Tensors({**self._tensors, **other})

@@ -35,6 +35,13 @@ TINY_VIT: dict[str, Any] = {
 }
 
 
+NEEDED: dict[str, dict[str, Any]] = {
+    "fedsa_lora": {"evaluate": {"on_clients": True}, "train": {"local_steps": 2}},
+    "scaffold": {"train": {"optimizer": "sgd", "learning_rate": 0.1}},
+}
+"""Settings without which a strategy is refused; two steps move A, whose first gradient is zero as B is."""
+
+
 def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the table with keys, or keys of sub-tables, changed; a table with another name replaces the old one."""
     result = copy.deepcopy(dict(table))
@@ -43,6 +50,11 @@ def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         inside = isinstance(value, Mapping) and isinstance(old, dict) and value.get("name") in (None, old.get("name"))
         result[key] = merged(old, value) if inside else value
     return result
+
+
+def needed(strategy: str, **changes: Any) -> dict[str, Any]:
+    """Return the changes with the settings that the strategy asks for."""
+    return merged(changes, {"strategy": {"name": strategy}, **NEEDED.get(strategy, {})})
 
 
 def tiny(out: Path | None = None, **changes: Any) -> Experiment:

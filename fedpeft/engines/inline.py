@@ -15,6 +15,7 @@ from fedpeft.config import Experiment
 from fedpeft.errors import WireError
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.report.watch import Watcher
+from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.server import serve
 from fedpeft.training.workbench import Workbench, assemble
 
@@ -28,10 +29,18 @@ _RUN = 1
 class InlineGrid(Grid):
     """Hands each message to the client app when its reply is asked for; a node's context is made when first needed."""
 
-    def __init__(self, app: ClientApp, *, num_clients: int, run_config: UserConfig | None = None) -> None:
+    def __init__(
+        self,
+        app: ClientApp,
+        *,
+        num_clients: int,
+        run_config: UserConfig | None = None,
+        memories: MemoryFolder | None = None,
+    ) -> None:
         self._app = app
         self._num_clients = num_clients
         self._run_config = run_config or {}
+        self._memories = memories
         self._contexts: dict[int, Context] = {}
         self._queued: dict[str, Message] = {}
         self._ids = itertools.count(1)
@@ -83,8 +92,15 @@ class InlineGrid(Grid):
         """Run the first asked-for message through the client app; one reply at a time is all that is ever held."""
         for message_id in message_ids:
             if (message := self._queued.pop(message_id, None)) is not None:
-                return [self._app(message, self._context(message.metadata.dst_node_id))]
+                return [self._answer(message, self._context(message.metadata.dst_node_id))]
         return []
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        """Run a message; what the client keeps is on the disk before its reply is taken."""
+        if self._memories is None or message.metadata.message_type not in ("train", "evaluate"):
+            return self._app(message, context)
+        with self._memories.lent(int(context.node_config["partition-id"]), context.state):
+            return self._app(message, context)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push and pull; nothing is ever late in one process."""
@@ -113,8 +129,9 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
     bench = assemble(experiment)
     bench.rehearse()
     run, resume = RunDirectory.prepare(experiment)
-    grid = InlineGrid(local_client_app(bench), num_clients=bench.shares.num_clients)
-    return serve(grid, bench, run, resume=resume, watcher=watcher)
+    memories = MemoryFolder(path=run.clients, checkpoint_every=experiment.rounds.checkpoint_every)
+    grid = InlineGrid(local_client_app(bench), num_clients=bench.shares.num_clients, memories=memories)
+    return serve(grid, bench, run, resume=resume, memories=memories, watcher=watcher)
 
 
 def local_client_app(bench: Workbench) -> ClientApp:

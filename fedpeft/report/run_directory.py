@@ -28,6 +28,7 @@ _OWNED = (
     "summary.json",
     "report.html",
     "checkpoints",
+    "clients",
     "adapter",
     _CONFIG,
 )
@@ -114,6 +115,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def clients(self) -> Path:
+        """The folder of what clients keep between rounds, where they run in the server's process."""
+        return self.path / "clients"
 
     @property
     def adapter(self) -> Path:

@@ -17,9 +17,10 @@ from fedpeft.files import commit_folder
 from fedpeft.strategies.base import State
 from fedpeft.tensors import Tensors
 
-__all__ = ["Checkpoint", "latest", "save"]
+__all__ = ["KEEP", "Checkpoint", "latest", "save"]
 
-_KEEP = 2
+KEEP = 2
+"""The newest so many checkpoints stay."""
 _FORMAT = 1
 
 
@@ -46,7 +47,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     (partial / "checkpoint.json").write_text(json.dumps(_header(checkpoint), indent=1))
     final_folder = folder / _name(checkpoint.round_number)
     commit_folder(partial, final_folder)
-    for old in _committed(folder)[:-_KEEP]:
+    for old in _committed(folder)[:-KEEP]:
         shutil.rmtree(old)
     return final_folder
 

@@ -12,7 +12,7 @@ from fedpeft.report.record import Failure
 from fedpeft.rounds.collect import in_order
 from fedpeft.rounds.roster import job_name
 from fedpeft.strategies.base import ClientUpdate, Directive, State
-from fedpeft.tensors import Spec
+from fedpeft.tensors import Spec, Tensors
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update, expect
 from fedpeft.wire.payload import pack, size, unpack
@@ -54,8 +54,8 @@ class Exchange:
 
     def _ask(self, kind: Literal["train", "evaluate"], cohort: Iterable[int]) -> Iterator[Reply]:
         rounds = self.bench.experiment.rounds
-        manifest = self.bench.strategy.downlink(self.bench.adapted.attached.slots)
-        body = self.bench.codec.encode(self.state.adapter.select(spec.name for spec in manifest))
+        sending = self._sending(kind)
+        manifest, body = sending.manifest(), self.bench.codec.encode(sending)
         sent: dict[int, int] = {}
 
         def outgoing() -> Iterator[tuple[int, Message]]:
@@ -69,6 +69,15 @@ class Exchange:
 
         for client, message in in_order(self.grid, outgoing(), window=rounds.window, timeout=rounds.timeout_seconds):
             yield self._take(kind, client, message, sent.pop(client))
+
+    def _sending(self, kind: Literal["train", "evaluate"]) -> Tensors:
+        """Return the adapter and, for training, what the strategy sends beside it."""
+        slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
+        adapter = self.state.adapter.select(spec.name for spec in strategy.downlink(slots))
+        if kind == "evaluate":
+            return adapter
+        beside = strategy.broadcast(slots, self.state)
+        return adapter.joined(beside.require(strategy.beside(slots).down, where="sent beside the adapter"))
 
     def _take(self, kind: str, client: int, message: Message | None, bytes_down: int) -> Reply:
         """Check one reply; one that is late, wrong or damaged is a failure of that client alone."""
@@ -89,10 +98,12 @@ class Exchange:
         header, body = unpack(content, Update)
         manifest = self._trained(client)
         self._expect(header, client, manifest)
-        delta = self.bench.codec.decode(body, manifest).require_finite(where=str(header))
+        came = self.bench.codec.decode(body, manifest).require_finite(where=str(header))
+        beside = [spec.name for spec in self.bench.strategy.beside(self.bench.adapted.attached.slots).up]
         if header.num_examples < 1:
             raise WireError(f"{header}: num_examples = {header.num_examples}, expected at least 1")
-        return ClientUpdate(client=client, delta=delta, num_examples=header.num_examples), header
+        delta, rest = came.without(beside), came.select(beside)
+        return ClientUpdate(client=client, delta=delta, num_examples=header.num_examples, beside=rest), header
 
     def _evaluated(self, client: int, content: RecordDict) -> tuple[None, Evaluated]:
         header, _ = unpack(content, Evaluated)
@@ -118,8 +129,9 @@ class Exchange:
         return self.bench.strategy.directive(slots, self.state, round_number=self.round_number, client=client)
 
     def _trained(self, client: int) -> tuple[Spec, ...]:
-        """What this client was told to train, and so must send."""
-        return self._directive(client).select(self.bench.adapted.attached.manifest())
+        """What this client was told to train, and so must send, and what goes beside it."""
+        slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
+        return (*self._directive(client).select(strategy.uplink(slots)), *strategy.beside(slots).up)
 
     def _envelope(self, manifest: tuple[Spec, ...]) -> Envelope:
         return Envelope(

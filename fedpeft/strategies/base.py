@@ -1,8 +1,9 @@
 """What a strategy is: frozen state and functions over it, both halves of a round in one file.
 
 Server: init -> (directive, broadcast -> accumulate each update -> apply) each round.
-Client: penalty during local training. A strategy whose total is a WeightedSum streams: its memory does not grow with
-the number of clients. One that needs every update keeps a Stack, and says so.
+Client: begin -> local_penalty during local training -> finish; an evaluation starts from begin too. A strategy whose
+total is a WeightedSum streams: its memory does not grow with the number of clients. One that needs every update keeps
+a Stack, and says so.
 """
 
 from abc import ABC, abstractmethod
@@ -13,9 +14,10 @@ from typing import Generic, TypeVar, final
 from torch import Tensor
 
 from fedpeft.adapters.base import Slot
+from fedpeft.config import Evaluate, Train
 from fedpeft.tensors import Spec, Tensors
 
-__all__ = ["ClientUpdate", "Directive", "Stack", "State", "Strategy", "WeightedSum"]
+__all__ = ["Beside", "ClientUpdate", "Directive", "Parting", "Stack", "State", "Strategy", "Turn", "WeightedSum"]
 
 T = TypeVar("T")
 
@@ -54,6 +56,51 @@ class ClientUpdate:
     """Trained minus received, in the slots of the directive."""
     num_examples: int
     """Examples the client holds."""
+    beside: Tensors = field(default_factory=Tensors)
+    """What came beside the delta, as Strategy.beside says."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Manifests of float32 tensors that travel with a training round and are no slots; no name is a slot's."""
+
+    down: tuple[Spec, ...] = ()
+    """Beside the adapter."""
+    up: tuple[Spec, ...] = ()
+    """Beside the delta."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What one client holds in one round before it trains or evaluates."""
+
+    slots: tuple[Slot, ...]
+    received: Tensors
+    """The global adapter: what came, laid over what the plan's seed made."""
+    beside: Tensors = field(default_factory=Tensors)
+    """What came beside it; empty in an evaluation."""
+    memory: Tensors = field(default_factory=Tensors)
+    """What this client kept of the newest round it trained in: one before this, or this one in an evaluation."""
+    round_number: int
+    num_clients: int
+    """Clients of the federation, drawn or not."""
+    learning_rate: float
+    """Of this round's local training."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Parting:
+    """What one client's training comes to."""
+
+    adapter: Tensors
+    """What the delta is taken of."""
+    beside: Tensors = field(default_factory=Tensors)
+    """What is sent beside the delta."""
+    memory: Tensors = field(default_factory=Tensors)
+    """What the client keeps, all of it: it takes the place of what it kept before."""
 
 
 @final
@@ -85,6 +132,18 @@ class Strategy(ABC, Generic[T]):
         """
         return
 
+    def check_settings(self, *, train: Train, evaluate: Evaluate) -> None:
+        """Refuse settings under which this strategy is not what it says; by default all are welcome.
+
+        Raises:
+            UnsupportedError: names the setting, its value and the remedy.
+        """
+        return
+
+    def remembers(self) -> bool:
+        """Return whether clients keep tensors of their own between rounds: what finish returns as memory."""
+        return False
+
     def least_updates(self) -> int:
         """Return the fewest updates a round can be aggregated from."""
         return 1
@@ -104,6 +163,18 @@ class Strategy(ABC, Generic[T]):
         """
         return tuple(slot.spec for slot in slots if slot.travels)
 
+    def uplink(self, slots: Sequence[Slot]) -> tuple[Spec, ...]:
+        """Return what clients send of what they were told to train; all of it by default. Both sides ask this."""
+        return tuple(slot.spec for slot in slots if slot.travels)
+
+    def beside(self, slots: Sequence[Slot]) -> Beside:
+        """Return what travels beside the adapter and the delta; nothing by default. Both sides ask this."""
+        return Beside()
+
+    def broadcast(self, slots: Sequence[Slot], state: State) -> Tensors:
+        """Return what is sent beside the adapter, of the manifest ``beside(slots).down``."""
+        return Tensors()
+
     @abstractmethod
     def start(self) -> T:
         """Return the empty total of a round."""
@@ -119,3 +190,15 @@ class Strategy(ABC, Generic[T]):
     def penalty(self, parameters: Mapping[str, Tensor], received: Tensors) -> Tensor | None:
         """Client half: a data-free scalar added to every local step's loss; none by default."""
         return None
+
+    def local_penalty(self, parameters: Mapping[str, Tensor], turn: Turn) -> Tensor | None:
+        """Client half: the same, for a strategy that looks at more than what was received; asks penalty by default."""
+        return self.penalty(parameters, turn.received)
+
+    def begin(self, turn: Turn) -> Tensors:
+        """Client half: return the adapter to train or evaluate, of what was received's manifest; that by default."""
+        return turn.received
+
+    def finish(self, turn: Turn, trained: Tensors, *, num_steps: int) -> Parting:
+        """Client half: return what to send and to keep after num_steps steps; the trained adapter by default."""
+        return Parting(adapter=trained)

@@ -107,6 +107,7 @@ def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
     adapted = adapt(experiment, splits.label_names, plan)
     strategy: Strategy[Any] = experiment.strategy.build()
     strategy.check(adapted.attached.slots)
+    strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
     _require_cohort(experiment, strategy, shares.num_clients)
     return Workbench(
         experiment=experiment,

@@ -1,6 +1,7 @@
 """Every strategy in the folder: a new file is tested by being there, once it says here what it promises."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from safetensors.torch import load, save
 import fedpeft.strategies
 from fedpeft import plugins
 from fedpeft.adapters.base import Algebra, Slot
+from fedpeft.config import Evaluate, Train
 from fedpeft.errors import RunError, TensorMismatchError, UnsupportedError
 from fedpeft.seeds import generator
-from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy, WeightedSum
-from fedpeft.tensors import Tensors
+from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy, Turn, WeightedSum
+from fedpeft.tensors import Spec, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,17 @@ class Promises:
     least_clients: int = 1
     """Fewer are refused."""
     needs_pairs: bool = False
-    """An adapter without A/B pairs is refused, and one factor is held still."""
+    """An adapter without A/B pairs is refused."""
+    sends_all: bool = True
+    """Clients send all slots in every round; else one factor of each pair is held still or stays with them."""
+    remembers: bool = False
+    """Clients keep tensors of their own between rounds."""
+    rewrites: bool = False
+    """What a client sends is not the adapter as it was trained."""
+    sends_beside: bool = False
+    """Tensors that are no slots travel with the adapter."""
+    needs_settings: bool = False
+    """The settings of an experiment that says nothing of them are refused."""
 
 
 PROMISES = {
@@ -38,11 +50,16 @@ PROMISES = {
     "fedavg": Promises(one_is_its_mean=True),
     "fedavgm": Promises(one_is_its_mean=True),
     "fedprox": Promises(one_is_its_mean=True),
+    "fedrot_lora": Promises(one_is_its_mean=True, needs_pairs=True, rewrites=True),
+    "fedsa_lora": Promises(
+        one_is_its_mean=True, needs_pairs=True, sends_all=False, remembers=True, needs_settings=True
+    ),
     "fedyogi": Promises(),
-    "ffa_lora": Promises(one_is_its_mean=True, needs_pairs=True),
+    "ffa_lora": Promises(one_is_its_mean=True, needs_pairs=True, sends_all=False),
     "krum": Promises(streams=False, least_clients=5),
     "median": Promises(one_is_its_mean=True, streams=False),
-    "rolora": Promises(one_is_its_mean=True, needs_pairs=True),
+    "rolora": Promises(one_is_its_mean=True, needs_pairs=True, sends_all=False),
+    "scaffold": Promises(one_is_its_mean=True, remembers=True, sends_beside=True, needs_settings=True),
     "trimmed_mean": Promises(streams=False, least_clients=3),
 }
 SHARED = {"base", "held", "moments", "stacking", "weighting"}
@@ -92,9 +109,31 @@ def updates_of(
     updates = []
     for client, delta in enumerate(deltas):
         directive = strategy.directive(SLOTS, state, round_number=round_number, client=client)
-        trained = delta if directive.train is None else delta.select(directive.train)
-        updates.append(ClientUpdate(client=client, delta=trained, num_examples=client + 1))
+        sent = delta.select(spec.name for spec in directive.select(strategy.uplink(SLOTS)))
+        beside = like(strategy.beside(SLOTS).up, delta)
+        updates.append(ClientUpdate(client=client, delta=sent, num_examples=client + 1, beside=beside))
     return updates
+
+
+def like(manifest: Sequence[Spec], delta: Tensors) -> Tensors:
+    """Return tensors of a manifest that are zero where the delta is, and as many-valued."""
+    values = torch.cat([tensor.flatten() for tensor in delta.values()])
+    return Tensors((spec.name, values[: spec.num_elements].reshape(spec.shape)) for spec in manifest)
+
+
+def turn_of(strategy: Strategy[Any], state: State, *, round_number: int, memory: Tensors) -> Turn:
+    """Return what a client holds that was sent this state."""
+    received = draw("seed").replace(state.adapter.select(spec.name for spec in strategy.downlink(SLOTS)))
+    beside = strategy.broadcast(SLOTS, state)
+    return Turn(
+        slots=SLOTS,
+        received=received,
+        beside=beside,
+        memory=memory,
+        round_number=round_number,
+        num_clients=MANY,
+        learning_rate=0.1,
+    )
 
 
 def total_of(strategy: Strategy[Any], updates: list[ClientUpdate]) -> Any:
@@ -110,6 +149,7 @@ def one_round(strategy: Strategy[Any], state: State, deltas: list[Tensors], *, r
 
 
 def trained_slots(strategy: Strategy[Any], state: State, round_number: int = 1) -> set[str]:
+    """Return the slots that clients train and send."""
     (update,) = updates_of(strategy, state, [state.adapter], round_number=round_number)
     return set(update.delta)
 
@@ -133,12 +173,15 @@ def test_the_sweep_covers_the_folder() -> None:
 
     assert plugins.names("strategy") == list(PROMISES), "a new strategy says in PROMISES what it promises"
     assert set(PROMISES) == files
-    assert len(PROMISES) == 11
+    assert len(PROMISES) == 14
     assert {key: len(having(**{key: True})) for key in ("one_is_its_mean", "streams", "needs_pairs")} == {
-        "one_is_its_mean": 6,
-        "streams": 8,
-        "needs_pairs": 2,
+        "one_is_its_mean": 9,
+        "streams": 11,
+        "needs_pairs": 4,
     }
+    clients_half = ("remembers", "rewrites", "sends_beside", "needs_settings")
+    assert [len(having(**{key: True})) for key in clients_half] == [2, 1, 1, 2]
+    assert len(having(sends_all=False)) == 3
     assert all(plugins.describe("strategy").values())
 
 
@@ -203,7 +246,7 @@ def test_what_was_not_trained_stays_to_the_bit_and_what_was_moves(name: str, rou
     found = one_round(strategy, state, deltas, round_number=round_number).adapter
 
     assert trained <= sent <= set(state.adapter)
-    assert (trained != set(state.adapter)) == PROMISES[name].needs_pairs
+    assert (trained == set(state.adapter)) == PROMISES[name].sends_all
     assert {slot for slot in found if not torch.equal(found[slot], state.adapter[slot])} == trained
 
 
@@ -238,11 +281,12 @@ def test_the_state_survives_a_checkpoint_to_the_bit(name: str) -> None:
 def test_updates_of_different_shapes_are_refused_by_name(name: str) -> None:
     strategy = strategy_of(name)
     state, wrong = started(strategy), dict(draw("delta"))
-    wrong["layer.1.lora_B"] = torch.zeros(4, 1)
+    slot = "layer.1.lora_B" if "layer.1.lora_B" in trained_slots(strategy, state) else "layer.1.lora_A"
+    wrong[slot] = torch.zeros(4, 1)
 
-    with pytest.raises(TensorMismatchError, match=r"layer\.1\.lora_B \[4, 1\]"):
+    with pytest.raises(TensorMismatchError, match=rf"{re.escape(slot)} \[4, 1\]"):
         one_round(strategy, state, [*[draw("delta")] * (MANY - 1), Tensors(wrong)])
-    with pytest.raises(TensorMismatchError, match=r"layer\.1\.lora_B \[4, 1\]"):
+    with pytest.raises(TensorMismatchError, match=rf"{re.escape(slot)} \[4, 1\]"):
         one_round(strategy, state, [Tensors(wrong)] * MANY)
 
 
@@ -257,7 +301,8 @@ def test_the_total_does_not_grow_with_the_number_of_clients(name: str) -> None:
         sizes.add(num_elements(total))
 
     assert len(sizes) == 1
-    assert sizes <= set(range(draw("delta").num_elements + 1))
+    beside = sum(spec.num_elements for spec in strategy.beside(SLOTS).up)
+    assert sizes <= set(range(draw("delta").num_elements + beside + 1))
 
 
 @pytest.mark.parametrize("name", having(streams=False))
@@ -306,3 +351,51 @@ def test_an_adapter_without_pairs_is_refused_in_one_sentence(name: str) -> None:
 @pytest.mark.parametrize("name", having(needs_pairs=False))
 def test_any_other_strategy_serves_an_adapter_without_pairs(name: str) -> None:
     strategy_of(name).check(SLOTS[-1:])
+
+
+@every_strategy
+def test_a_client_sends_and_keeps_what_both_sides_agreed_on(name: str) -> None:
+    strategy, promises = strategy_of(name), PROMISES[name]
+    state = started(strategy)
+    first = turn_of(strategy, state, round_number=1, memory=Tensors())
+    trained = draw("trained")
+    before = [tensors.digest() for tensors in (first.received, first.beside, trained)]
+
+    parting = strategy.finish(first, trained, num_steps=3)
+
+    slots = first.received.manifest()
+    assert strategy.begin(first).manifest() == parting.adapter.manifest() == slots
+    assert set(strategy.uplink(SLOTS)) <= set(slots)
+    assert strategy.broadcast(SLOTS, state).manifest() == strategy.beside(SLOTS).down
+    assert parting.beside.manifest() == strategy.beside(SLOTS).up
+    names = {spec.name for spec in (*strategy.beside(SLOTS).down, *strategy.beside(SLOTS).up)}
+    assert not names & {slot.name for slot in SLOTS}
+    assert bool(names) == promises.sends_beside
+    assert (parting.adapter != trained) == promises.rewrites
+    assert strategy.remembers() == bool(parting.memory) == promises.remembers
+    assert [tensors.digest() for tensors in (first.received, first.beside, trained)] == before
+
+
+@pytest.mark.parametrize("name", having(remembers=True))
+def test_what_a_client_kept_changes_its_next_turn_and_keeps_its_shape(name: str) -> None:
+    strategy = strategy_of(name)
+    state = started(strategy)
+    fresh = turn_of(strategy, state, round_number=4, memory=Tensors())
+    kept = strategy.finish(fresh, draw("trained"), num_steps=3).memory
+    later = turn_of(strategy, state, round_number=4, memory=kept)
+
+    partings = [strategy.finish(turn, draw("again"), num_steps=3) for turn in (fresh, later)]
+    penalties = [strategy.local_penalty(strategy.begin(turn), turn) for turn in (fresh, later)]
+
+    assert partings[1].memory.manifest() == kept.manifest()
+    assert strategy.begin(fresh) != strategy.begin(later) or penalties[0] != penalties[1]
+
+
+@every_strategy
+def test_plain_settings_are_refused_by_name_where_they_would_be_wrong(name: str) -> None:
+    strategy = strategy_of(name)
+    if not PROMISES[name].needs_settings:
+        strategy.check_settings(train=Train(), evaluate=Evaluate())
+        return
+    with pytest.raises(UnsupportedError, match=rf"^strategy '{name}' .*(train|evaluate)\.\w+ = [^\n]*$"):
+        strategy.check_settings(train=Train(), evaluate=Evaluate())

@@ -23,7 +23,7 @@ from fedpeft.engines.processes import started_under
 from fedpeft.report.record import RoundRecord
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.report.watch import Watcher
-from tests.conftest import tiny
+from tests.conftest import needed, tiny
 from tests.e2e.test_inline import digest, lines
 from tests.e2e.test_resume import StoppedError, stop_at
 
@@ -121,6 +121,16 @@ def test_flower_goes_on_where_one_process_stopped_and_comes_to_the_same_bits(
     assert [(record.round, record.failures[0].client) for record in seen.rounds] == [(2, 2)]
     assert "client 2 holds 1 example(s)" in seen.rounds[0].failures[0].reason
     assert (seen.first_round, seen.summary) == (2, summary)
+
+
+def test_what_clients_keep_stays_with_their_nodes(tmp_path: Path, scratch: Path) -> None:
+    """Flower hands each node's record from one worker process to the next: the same bits, evaluated too."""
+    for name, engine in (("a", inline), ("b", flower)):
+        engine.simulate(tiny(tmp_path / name, **needed("fedsa_lora", rounds={"clients_per_round": 2})))
+
+    assert digest(tmp_path / "b") == digest(tmp_path / "a")
+    assert lines(tmp_path / "b") == lines(tmp_path / "a")
+    assert not (tmp_path / "b" / "clients").exists()
 
 
 @pytest.fixture

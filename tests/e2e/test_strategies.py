@@ -16,7 +16,7 @@ from fedpeft.rounds import checkpoint as checkpoints
 from fedpeft.rounds import exchange
 from fedpeft.tensors import Tensors
 from fedpeft.training.workbench import Workbench, assemble
-from tests.conftest import tiny
+from tests.conftest import needed, tiny
 from tests.e2e.test_inline import digest, lines
 from tests.e2e.test_resume import StoppedError, stop_at
 
@@ -116,9 +116,7 @@ def test_rolora_moves_one_factor_a_round_and_the_head_in_each(tmp_path: Path, mo
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_strategy_finishes_a_run(tmp_path: Path, name: str) -> None:
-    summary = simulate(
-        tiny(tmp_path / "run", strategy={"name": name}, partition={"num_clients": 5}, rounds={"num_rounds": 2})
-    )
+    summary = simulate(tiny(tmp_path / "run", **needed(name, partition={"num_clients": 5}, rounds={"num_rounds": 2})))
 
     assert [row["failures"] for row in lines(tmp_path / "run")] == [[], [], []]
     assert summary["adapter_digest"] == digest(tmp_path / "run")
@@ -149,8 +147,8 @@ def test_a_cohort_too_small_for_the_rule_is_refused_before_anything_is_written(t
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["ffa_lora", "rolora"])
+@pytest.mark.parametrize("name", ["fedrot_lora", "fedsa_lora", "ffa_lora", "rolora"])
 def test_an_adapter_without_pairs_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
     with pytest.raises(UnsupportedError, match="no pairs"):
-        simulate(tiny(tmp_path / "run", strategy={"name": name}, adapter={"name": "ia3"}))
+        simulate(tiny(tmp_path / "run", **needed(name, adapter={"name": "ia3"})))
     assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ from fedpeft.errors import DataError, UnsupportedError
 from fedpeft.inference import evaluate_run
 from fedpeft.report.export import read_slots
 from fedpeft.training.workbench import assemble
-from tests.conftest import tiny
+from tests.conftest import needed, tiny
 from tests.e2e.test_inline import digest, lines
 
 PAIRS = [(adapter, strategy) for adapter in plugins.names("adapter") for strategy in plugins.names("strategy")]
@@ -29,11 +29,13 @@ def test_each_adapter_runs_with_each_strategy_or_is_refused(tmp_path: Path, adap
     """A refused pair says so before anything is written; an accepted one trains and changes what it sent."""
     experiment = tiny(
         tmp_path / "run",
-        adapter={"name": adapter},
-        strategy={"name": strategy},
-        partition={"num_clients": 5},
-        rounds={"num_rounds": 1},
-        train={"local_steps": 1},
+        **needed(
+            strategy,
+            adapter={"name": adapter},
+            partition={"num_clients": 5},
+            rounds={"num_rounds": 1},
+            train={"local_steps": 1},
+        ),
     )
     refusal = _refusal(experiment)
     if refusal is not None:
