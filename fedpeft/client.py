@@ -125,8 +125,10 @@ def evaluate(message: Message, context: Context, bench: Workbench) -> RecordDict
 def _receive(message: Message, context: Context, bench: Workbench) -> tuple[Broadcast, Tensors]:
     """Check a broadcast against what this node holds, and put the adapter in place."""
     header, body = unpack(message.content, Broadcast)
-    adapted = bench.adapted
-    manifest = bench.strategy.downlink(adapted.attached.slots)
+    adapted, slots = bench.adapted, bench.adapted.attached.slots
+    fixed = bench.strategy.downlink(slots)
+    parts = bench.strategy.residual_manifest(slots, header.envelope.manifest[len(fixed) :])
+    manifest = (*fixed, *parts)
     expect(
         header,
         job=str(context.state["run"]["job"]),
@@ -138,8 +140,9 @@ def _receive(message: Message, context: Context, bench: Workbench) -> tuple[Broa
         manifest=manifest,
         client=_client(context),
     )
-    received = adapted.initial.replace(bench.codec.decode(body, manifest))
-    adapted.attached.write(received)
+    came = bench.codec.decode(body, manifest)
+    received = adapted.initial.replace(came.select(spec.name for spec in fixed))
+    adapted.place(received, bench.strategy.residuals(slots, came.select(spec.name for spec in parts)))
     return header, received
 
 

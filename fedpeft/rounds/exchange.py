@@ -12,7 +12,7 @@ from fedpeft.report.record import Failure
 from fedpeft.rounds.collect import in_order
 from fedpeft.rounds.roster import job_name
 from fedpeft.strategies.base import ClientUpdate, Directive, State
-from fedpeft.tensors import Spec
+from fedpeft.tensors import Spec, Tensors
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update, expect
 from fedpeft.wire.payload import pack, size, unpack
@@ -54,8 +54,10 @@ class Exchange:
 
     def _ask(self, kind: Literal["train", "evaluate"], cohort: Iterable[int]) -> Iterator[Reply]:
         rounds = self.bench.experiment.rounds
-        manifest = self.bench.strategy.downlink(self.bench.adapted.attached.slots)
-        body = self.bench.codec.encode(self.state.adapter.select(spec.name for spec in manifest))
+        slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
+        adapter = self.state.adapter.select(spec.name for spec in strategy.downlink(slots))
+        sending = Tensors([*adapter.items(), *strategy.residual_parts(slots, self.state).items()])
+        manifest, body = sending.manifest(), self.bench.codec.encode(sending)
         sent: dict[int, int] = {}
 
         def outgoing() -> Iterator[tuple[int, Message]]:
