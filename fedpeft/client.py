@@ -135,8 +135,10 @@ def _receive(
     """Check a broadcast against what this node holds, and put in place what the client's turn begins with."""
     header, body = unpack(message.content, Broadcast)
     adapted, slots = bench.adapted, bench.adapted.attached.slots
-    beside = [*bench.strategy.beside(slots).down] if kind == "train" else []
-    manifest = (*bench.strategy.downlink(slots), *beside)
+    beside = bench.strategy.beside(slots).down if kind == "train" else ()
+    fixed = (*bench.strategy.downlink(slots), *beside)
+    parts = bench.strategy.residual_manifest(slots, header.envelope.manifest[len(fixed) :])
+    manifest = (*fixed, *parts)
     expect(
         header,
         job=str(context.state["run"]["job"]),
@@ -148,18 +150,19 @@ def _receive(
         manifest=manifest,
         client=_client(context),
     )
-    came, names = bench.codec.decode(body, manifest), [spec.name for spec in beside]
+    came = bench.codec.decode(body, manifest)
+    names, part_names = ([spec.name for spec in specs] for specs in (beside, parts))
     experiment, round_number = bench.experiment, header.envelope.round_number
     turn = Turn(
         slots=slots,
-        received=adapted.initial.replace(came.without(names)),
+        received=adapted.initial.replace(came.without([*names, *part_names])),
         beside=came.select(names),
         memory=recall(context.state, before=round_number + (kind == "evaluate")),
         round_number=round_number,
         num_clients=bench.shares.num_clients,
         learning_rate=learning_rate(experiment.train, round_number, experiment.rounds.num_rounds),
     )
-    adapted.attached.write(bench.strategy.begin(turn))
+    adapted.place(bench.strategy.begin(turn), bench.strategy.residuals(slots, came.select(part_names)))
     return header, turn
 
 

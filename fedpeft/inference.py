@@ -11,7 +11,7 @@ from fedpeft.config import Experiment
 from fedpeft.errors import InputError, ResumeError
 from fedpeft.files import commit_folder
 from fedpeft.models.plain import write_plain
-from fedpeft.report.export import read_meta, read_plan, read_slots
+from fedpeft.report.export import read_meta, read_plan, read_residuals, read_slots
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.training.adapted import Adapted, adapt
 from fedpeft.training.workbench import assemble
@@ -41,16 +41,16 @@ def open_run(path: Path) -> FinishedRun:
     adapted = adapt(experiment, tuple(meta["label_names"]), read_plan(directory.adapter))
     if adapted.base_hash != meta["base_hash"]:
         raise ResumeError(f"{path}: the base model has changed since the run ({experiment.model.table()})")
-    adapted.attached.write(read_slots(directory.adapter))
+    adapted.place(read_slots(directory.adapter), read_residuals(directory.adapter))
     return FinishedRun(directory=directory, experiment=experiment, adapted=adapted)
 
 
 def evaluate_run(path: Path) -> dict[str, float]:
     """Return the adapter's metrics on the experiment's held-out data."""
     directory = RunDirectory.open(path)
-    slots = read_slots(directory.adapter)
+    slots, residuals = read_slots(directory.adapter), read_residuals(directory.adapter)
     bench = assemble(directory.experiment(), read_plan(directory.adapter))
-    return bench.evaluate(slots)
+    return bench.evaluate(slots, residuals)
 
 
 def predict(run: FinishedRun, inputs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -92,6 +92,7 @@ def _partial(folder: Path) -> Iterator[Path]:
 def _copy_adapter(path: Path, folder: Path) -> None:
     adapter = RunDirectory.open(path).adapter
     read_slots(adapter)
+    read_residuals(adapter)
     shutil.copytree(adapter, folder)
 
 

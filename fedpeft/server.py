@@ -112,6 +112,7 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
     trained = time.monotonic()
     state = bench.strategy.apply(bench.adapted.attached.slots, state, tally.total)
     state.adapter.require_finite(where=f"global adapter after round {round_number}")
+    bench.residuals(state).require_finite(where=f"residual after round {round_number}")
     aggregated = time.monotonic()
     metrics, client_metrics = _evaluate(federation, state, cohort, tally, round_number)
     record = RoundRecord(
@@ -157,7 +158,7 @@ def _evaluate(
     if round_number % settings.every and round_number != bench.experiment.rounds.num_rounds:
         return {}, {}
     on_clients = _evaluate_clients(federation, state, cohort, tally, round_number) if settings.on_clients else {}
-    return bench.evaluate(state.adapter), on_clients
+    return bench.evaluate(state.adapter, bench.residuals(state)), on_clients
 
 
 def _evaluate_clients(
@@ -205,7 +206,7 @@ def _round_zero(federation: Federation, run: RunDirectory) -> Checkpoint:
     bench = federation.bench
     state = bench.strategy.init(bench.adapted.attached.slots, bench.adapted.initial)
     began = time.monotonic()
-    metrics = bench.evaluate(state.adapter)
+    metrics = bench.evaluate(state.adapter, bench.residuals(state))
     record = RoundRecord(round=0, metrics=metrics, seconds={"evaluate": time.monotonic() - began})
     run.append(record)
     begun = _checkpoint(bench, state, 0)
@@ -262,7 +263,8 @@ def _conclude(federation: Federation, run: RunDirectory, state: State) -> dict[s
     """Write the adapter, the summary and the page."""
     bench = federation.bench
     summary = summarise(bench.experiment, run.records(), adapter_digest=state.adapter.digest())
-    write_adapter(run.adapter, bench.experiment, bench.adapted, state.adapter, summary=summary)
+    residuals = bench.residuals(state)
+    write_adapter(run.adapter, bench.experiment, bench.adapted, state.adapter, residuals=residuals, summary=summary)
     run.write_page(report_page(bench.experiment, run.records(), run.partition(), summary))
     run.write_summary(summary)
     federation.watcher.finished(summary)

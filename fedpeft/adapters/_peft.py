@@ -4,7 +4,7 @@ What is written is what the slots hold, in the names that ``peft.PeftModel.from_
 dict, which for many methods is not the trained set, is never asked.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +60,27 @@ def merge(attached: Attached) -> nn.Module:
     return merged
 
 
-def save(attached: Attached, config: PeftConfig, folder: Path, *, suffix: str, base: str, revision: str | None) -> None:
-    """Write adapter_model.safetensors and adapter_config.json; ``suffix`` follows each slot's name in the file."""
+def save(
+    attached: Attached,
+    config: PeftConfig,
+    folder: Path,
+    *,
+    suffix: str,
+    base: str,
+    revision: str | None,
+    factors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write adapter_model.safetensors and adapter_config.json; ``suffix`` follows each slot's name in the file.
+
+    ``factors``, where given, are written in place of the slots: name -> what the file holds under it.
+    """
     task_type = _task_type(attached.model)
     heads = _heads(attached, task_type)
     config.task_type, config.modules_to_save = task_type, heads or None
     config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
     config.target_modules = sorted(config.target_modules)  # peft holds a set, whose order changes by the process
-    own = {
-        f"{_PREFIX}{bound.slot.name}{suffix}": bound.parameter for bound in attached.bound if bound.slot.role != "head"
-    }
+    live = {bound.slot.name: bound.parameter for bound in attached.bound if bound.slot.role != "head"}
+    own = {f"{_PREFIX}{name}{suffix}": value for name, value in (factors or live).items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in {**own, **_saved(attached, heads)}.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})

@@ -4,7 +4,7 @@ What travels is the set of slots, never what a library's state dict happens to h
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -17,7 +17,19 @@ from fedpeft.adapters.plan import Plan
 from fedpeft.errors import UnsupportedError
 from fedpeft.tensors import Spec, Tensors
 
-__all__ = ["Adapter", "Algebra", "Attached", "Bound", "Pair", "Penalty", "Slot", "freeze", "head_bounds", "pairs"]
+__all__ = [
+    "Adapter",
+    "Algebra",
+    "Attached",
+    "Bound",
+    "Pair",
+    "Penalty",
+    "Shifted",
+    "Slot",
+    "freeze",
+    "head_bounds",
+    "pairs",
+]
 
 
 class Algebra(Enum):
@@ -108,6 +120,17 @@ class Penalty:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Shifted:
+    """A frozen weight that now is base + residual."""
+
+    base: Tensor
+    """W as it was loaded, in the layer's own orientation."""
+    residual: Tensor
+    """(d_out, d_in), float32 on the CPU."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Attached:
     """A model with its adapter in place: the only door to the trainable state."""
 
@@ -115,6 +138,8 @@ class Attached:
     bound: tuple[Bound, ...]
     handle: Any = field(default=None, repr=False)
     """The method's own object, if it needs one to merge."""
+    shifts: dict[str, "Shifted"] = field(default_factory=dict, repr=False)
+    """Group -> what Adapter.shift did to its frozen weight; empty where it never did."""
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -123,7 +148,7 @@ class Attached:
 
     def with_bound(self, extra: Iterable[Bound]) -> "Attached":
         """Return the same with further slots, for example a task's head."""
-        return Attached(model=self.model, bound=(*self.bound, *extra), handle=self.handle)
+        return Attached(model=self.model, bound=(*self.bound, *extra), handle=self.handle, shifts=self.shifts)
 
     def manifest(self) -> tuple[Spec, ...]:
         """Return what travels: name, shape and dtype of each exchanged slot."""
@@ -172,6 +197,20 @@ class Adapter(ABC):
     def penalty(self, attached: Attached) -> Penalty:
         """Return the regulariser at the current parameters; none by default."""
         return Penalty()
+
+    def shift(self, attached: Attached, residuals: Mapping[str, Tensor]) -> None:
+        """Set frozen weights to W + residual, group -> (d_out, d_in); W is kept, so each call starts from it anew.
+
+        Merging and saving then hold the residual too.
+
+        Raises:
+            TensorMismatchError: not exactly the adapted groups, or another shape; nothing is written.
+            UnsupportedError: the method does not let a strategy change its frozen weights.
+        """
+        raise UnsupportedError(
+            f"adapter {type(self).__name__} keeps its frozen weights as they are, and the strategy adds a residual to "
+            "them; use adapter 'lora'"
+        )
 
     def merge(self, attached: Attached) -> nn.Module:
         """Fold the adapter into plain weights and return the plain model; the attached model is used up.

@@ -8,7 +8,7 @@ BILINEAR: what counts is the product, so the mean of factors is not the factor o
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, final
@@ -16,9 +16,9 @@ from typing import Annotated, Any, final
 import torch
 from peft import LoraConfig, LoraModel
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from fedpeft.adapters import _peft
+from fedpeft.adapters import _peft, _residual
 from fedpeft.adapters._targets import matches, matching, transposed
 from fedpeft.adapters.base import Adapter, Algebra, Attached, Bound, Slot
 from fedpeft.adapters.plan import Plan
@@ -76,13 +76,22 @@ class Lora(Adapter):
         bound = tuple(bind for path, layer in layers.items() for bind in _bind(path, layer))
         return Attached(model=model, bound=bound, handle=tuner)
 
+    def shift(self, attached: Attached, residuals: Mapping[str, Tensor]) -> None:
+        """Set each target's frozen weight to W + residual, group -> (d_out, d_in).
+
+        Raises:
+            TensorMismatchError: not exactly the targets, or another shape; nothing is written.
+        """
+        _residual.shift(attached, residuals, _peft.layers(attached.model))
+
     def merge(self, attached: Attached) -> nn.Module:
         """Return the plain model with W + scale * B A in each target."""
         return _peft.merge(attached)
 
     def save(self, attached: Attached, plan: Plan, folder: Path, *, base: str, revision: str | None) -> None:
-        """Write the folder that ``PeftModel.from_pretrained`` reads."""
-        _peft.save(attached, _config(plan), folder, suffix=".weight", base=base, revision=revision)
+        """Write the folder that ``PeftModel.from_pretrained`` reads; a residual becomes further rank."""
+        config, factors = _residual.widened(attached, _config(plan)) if attached.shifts else (_config(plan), {})
+        _peft.save(attached, config, folder, suffix=".weight", base=base, revision=revision, factors=factors)
 
     def _ranks(self, paths: Iterable[str]) -> dict[str, int]:
         pattern = self.options.rank_pattern

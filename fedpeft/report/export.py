@@ -17,26 +17,37 @@ from fedpeft.report.card import Base, model_card
 from fedpeft.tensors import Tensors
 from fedpeft.training.adapted import Adapted
 
-__all__ = ["read_meta", "read_plan", "read_slots", "write_adapter"]
+__all__ = ["read_meta", "read_plan", "read_residuals", "read_slots", "write_adapter"]
 
 _SLOTS, _PLAN, _META = "fedpeft_slots.safetensors", "fedpeft_plan.bin", "fedpeft.json"
+_RESIDUALS = "fedpeft_residuals.safetensors"
+"""Group -> (d_out, d_in) added to the frozen weight; not there where no strategy changed any."""
 _COMMANDS = ("fedpeft predict RUN TEXT", "fedpeft evaluate RUN", "fedpeft export RUN FOLDER --merge")
 
 
 def write_adapter(
-    folder: Path, experiment: Experiment, adapted: Adapted, tensors: Tensors, *, summary: Mapping[str, Any]
+    folder: Path,
+    experiment: Experiment,
+    adapted: Adapted,
+    tensors: Tensors,
+    *,
+    residuals: Tensors,
+    summary: Mapping[str, Any],
 ) -> str | None:
     """Write the adapter folder, whole or not at all; return why there is no HF PEFT form, or None if there is."""
-    adapted.attached.write(tensors)
+    adapted.place(tensors, residuals)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(dict(tensors), partial / _SLOTS)
+    if residuals:
+        save_file(dict(residuals), partial / _RESIDUALS)
     (partial / _PLAN).write_bytes(adapted.plan.to_bytes())
     meta = {
         "label_names": list(adapted.label_names),
         "names": list(tensors),
         "digest": tensors.digest(),
+        "residuals": {"names": list(residuals), "digest": residuals.digest()},
         "base_hash": adapted.base_hash,
         "plan_hash": adapted.plan.hash,
     }
@@ -72,14 +83,27 @@ def read_plan(folder: Path) -> Plan:
 
 def read_slots(folder: Path) -> Tensors:
     """Return the trained tensors, checked against their digest."""
-    meta = read_meta(folder)
+    return _tensors(folder / _SLOTS, read_meta(folder))
+
+
+def read_residuals(folder: Path) -> Tensors:
+    """Return group -> what is added to its frozen weight, checked against its digest; empty where nothing is.
+
+    Raises:
+        ResumeError: no adapter there, or damaged.
+    """
+    said = read_meta(folder).get("residuals", {"names": []})
+    return _tensors(folder / _RESIDUALS, said) if said["names"] else Tensors()
+
+
+def _tensors(path: Path, said: Mapping[str, Any]) -> Tensors:
     try:
-        found = load_file(folder / _SLOTS)
-        tensors = Tensors((name, found[name]) for name in meta["names"])
-        if tensors.digest() != meta["digest"]:
+        found = load_file(path)
+        tensors = Tensors((name, found[name]) for name in said["names"])
+        if tensors.digest() != said["digest"]:
             raise TensorMismatchError("digest differs")
     except (OSError, KeyError, SafetensorError, TensorMismatchError) as error:
-        raise ResumeError(f"{folder / _SLOTS}: damaged ({error})") from error
+        raise ResumeError(f"{path}: damaged ({error})") from error
     return tensors
 
 

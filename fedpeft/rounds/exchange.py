@@ -71,13 +71,13 @@ class Exchange:
             yield self._take(kind, client, message, sent.pop(client))
 
     def _sending(self, kind: Literal["train", "evaluate"]) -> Tensors:
-        """Return the adapter and, for training, what the strategy sends beside it."""
+        """Return the adapter, for training what the strategy sends beside it, and what rebuilds a residual."""
         slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
-        adapter = self.state.adapter.select(spec.name for spec in strategy.downlink(slots))
-        if kind == "evaluate":
-            return adapter
-        beside = strategy.broadcast(slots, self.state)
-        return adapter.joined(beside.require(strategy.beside(slots).down, where="sent beside the adapter"))
+        sending = self.state.adapter.select(spec.name for spec in strategy.downlink(slots))
+        if kind == "train":
+            beside = strategy.broadcast(slots, self.state)
+            sending = sending.joined(beside.require(strategy.beside(slots).down, where="sent beside the adapter"))
+        return sending.joined(strategy.residual_parts(slots, self.state))
 
     def _take(self, kind: str, client: int, message: Message | None, bytes_down: int) -> Reply:
         """Check one reply; one that is late, wrong or damaged is a failure of that client alone."""

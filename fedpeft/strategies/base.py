@@ -175,6 +175,24 @@ class Strategy(ABC, Generic[T]):
         """Return what is sent beside the adapter, of the manifest ``beside(slots).down``."""
         return Tensors()
 
+    def residual_parts(self, slots: Sequence[Slot], state: State) -> Tensors:
+        """Return what rebuilds the residual on a client, float32, sent after the adapter; nothing by default.
+
+        A strategy with a residual changes frozen weights: the adapted weight is W + residual + scale * B @ A.
+        """
+        return Tensors()
+
+    def residual_manifest(self, slots: Sequence[Slot], claimed: Sequence[Spec]) -> tuple[Spec, ...]:
+        """Client half: return the parts it takes, given those a header claims; nothing by default.
+
+        Shapes may differ by round: a claim within bounds is returned as it is, any other is not.
+        """
+        return ()
+
+    def residuals(self, slots: Sequence[Slot], parts: Tensors) -> Tensors:
+        """Both halves: return group -> residual (d_out, d_in), float32, of these parts; nothing by default."""
+        return Tensors()
+
     @abstractmethod
     def start(self) -> T:
         """Return the empty total of a round."""

@@ -35,6 +35,17 @@ class Adapted:
     initial: Tensors
     """The exchanged slots as attached: where round 0 starts."""
 
+    def place(self, tensors: Tensors, residuals: Tensors) -> None:
+        """Set the exchanged slots and, where there are residuals, the frozen weights: group -> (d_out, d_in).
+
+        Raises:
+            TensorMismatchError: they are not this adapter's.
+            UnsupportedError: the method's frozen weights cannot be changed.
+        """
+        if residuals:
+            self.adapter.shift(self.attached, residuals)
+        self.attached.write(tensors)
+
 
 def adapt(experiment: Experiment, label_names: tuple[str, ...], plan: Plan | None = None) -> Adapted:
     """Load the base model and attach the adapter; the server makes the plan, everybody else is given it.

@@ -14,7 +14,7 @@ from fedpeft.config import Experiment
 from fedpeft.data.base import Splits
 from fedpeft.data.shares import Shares, deal
 from fedpeft.errors import ConfigError, DataError, UnsupportedError
-from fedpeft.strategies.base import Strategy
+from fedpeft.strategies.base import State, Strategy
 from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
 from fedpeft.training.adapted import Adapted, adapt
@@ -50,15 +50,22 @@ class Workbench:
         """Encode the held-out examples and score one: what the task or the model cannot read is refused at the start.
 
         Raises:
-            InputError: the data does not fit the task, or the task the model.
+            InputError: the data does not fit the task, the task the model, or the strategy the adapter.
         """
         if not self.held_out:
             raise DataError("no held-out example is left once encoded; hold out more, or shorten task.max_length")
+        first = self.strategy.init(self.adapted.attached.slots, self.adapted.initial)
+        self.adapted.place(first.adapter, self.residuals(first))
         self.score(self.held_out[:1])
 
-    def evaluate(self, adapter: Tensors) -> dict[str, float]:
-        """Return the metrics of an adapter on the held-out examples."""
-        self.adapted.attached.write(adapter)
+    def residuals(self, state: State) -> Tensors:
+        """Return what the strategy adds to frozen weights, group -> (d_out, d_in): the bits that clients rebuild."""
+        slots = self.adapted.attached.slots
+        return self.strategy.residuals(slots, self.strategy.residual_parts(slots, state))
+
+    def evaluate(self, adapter: Tensors, residuals: Tensors) -> dict[str, float]:
+        """Return the metrics of an adapter, with these residuals on the frozen weights, on the held-out examples."""
+        self.adapted.place(adapter, residuals)
         return self.adapted.task.metrics(self.score(self.held_out))
 
     def score(self, examples: Examples) -> dict[str, float]:

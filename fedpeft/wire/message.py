@@ -46,7 +46,7 @@ class Envelope:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Broadcast:
-    """What the server asks of one client in one round; the body is the adapter."""
+    """What the server asks of one client in one round; the body is the adapter, and what rebuilds a residual."""
 
     envelope: Envelope
     client: int

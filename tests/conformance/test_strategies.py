@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 
 import fedpeft.strategies
 from fedpeft import plugins
-from fedpeft.adapters.base import Algebra, Slot
+from fedpeft.adapters.base import Algebra, Slot, pairs
 from fedpeft.config import Evaluate, Train
 from fedpeft.errors import RunError, TensorMismatchError, UnsupportedError
 from fedpeft.seeds import generator
@@ -42,13 +42,21 @@ class Promises:
     """Tensors that are no slots travel with the adapter."""
     needs_settings: bool = False
     """The settings of an experiment that says nothing of them are refused."""
+    needs_lora: bool = False
+    """An adapter other than A/B pairs is refused; both factors train, and frozen weights take a residual."""
+    begins_anew: bool = False
+    """What was trained goes into the residual: the factors after a round are fresh ones, B zero."""
+    needs_core: bool = False
+    """An adapter without a linear core is refused."""
 
 
 PROMISES = {
+    "fed_sb": Promises(one_is_its_mean=True, needs_core=True),
     "fedadagrad": Promises(),
     "fedadam": Promises(),
     "fedavg": Promises(one_is_its_mean=True),
     "fedavgm": Promises(one_is_its_mean=True),
+    "fedex_lora": Promises(one_is_its_mean=True, streams=False, needs_lora=True),
     "fedprox": Promises(one_is_its_mean=True),
     "fedrot_lora": Promises(one_is_its_mean=True, needs_pairs=True, rewrites=True),
     "fedsa_lora": Promises(
@@ -56,13 +64,14 @@ PROMISES = {
     ),
     "fedyogi": Promises(),
     "ffa_lora": Promises(one_is_its_mean=True, needs_pairs=True, sends_all=False),
+    "flora": Promises(streams=False, needs_lora=True, begins_anew=True),
     "krum": Promises(streams=False, least_clients=5),
     "median": Promises(one_is_its_mean=True, streams=False),
     "rolora": Promises(one_is_its_mean=True, needs_pairs=True, sends_all=False),
     "scaffold": Promises(one_is_its_mean=True, remembers=True, sends_beside=True, needs_settings=True),
     "trimmed_mean": Promises(streams=False, least_clients=3),
 }
-SHARED = {"base", "held", "moments", "stacking", "weighting"}
+SHARED = {"base", "held", "moments", "residual", "stacking", "weighting"}
 """Modules of the folder that are no strategies."""
 MANY = 5
 """Clients enough for any of them."""
@@ -83,6 +92,7 @@ SLOTS = (
         for block in range(2)
         for role, shape in FACTORS.items()
     ),
+    Slot(name="layer.2.core", shape=(3, 3), algebra=Algebra.LINEAR, group="layer.2", role="core"),
     Slot(name="head.weight", shape=(3, 4), algebra=Algebra.LINEAR, group="head", role="head"),
 )
 
@@ -160,6 +170,20 @@ def restored(tensors: Tensors) -> Tensors:
     return Tensors((name, read[name]) for name in tensors)
 
 
+def residuals(strategy: Strategy[Any], state: State) -> Tensors:
+    return strategy.residuals(SLOTS, strategy.residual_parts(SLOTS, state))
+
+
+def effective(strategy: Strategy[Any], state: State) -> dict[str, torch.Tensor]:
+    """What a model computes with: residual + s B A of each pair, and all else as it is."""
+    added, paired = residuals(strategy, state), {name for pair in pairs(SLOTS) for name in (pair.a.name, pair.b.name)}
+    products = {
+        pair.b.group: added[pair.b.group] + pair.scale * state.adapter[pair.b.name] @ state.adapter[pair.a.name]
+        for pair in pairs(SLOTS)
+    }
+    return products | {name: tensor for name, tensor in state.adapter.items() if name not in paired}
+
+
 def num_elements(total: WeightedSum | Stack) -> int:
     if isinstance(total, Stack):
         return sum(update.delta.num_elements for update in total.updates)
@@ -173,14 +197,20 @@ def test_the_sweep_covers_the_folder() -> None:
 
     assert plugins.names("strategy") == list(PROMISES), "a new strategy says in PROMISES what it promises"
     assert set(PROMISES) == files
-    assert len(PROMISES) == 14
-    assert {key: len(having(**{key: True})) for key in ("one_is_its_mean", "streams", "needs_pairs")} == {
-        "one_is_its_mean": 9,
-        "streams": 11,
+    assert len(PROMISES) == 17
+    flags = vars(Promises()).keys() - {"least_clients", "sends_all"}
+    assert {key: len(having(**{key: True})) for key in flags} == {
+        "one_is_its_mean": 11,
+        "streams": 12,
         "needs_pairs": 4,
+        "remembers": 2,
+        "rewrites": 1,
+        "sends_beside": 1,
+        "needs_settings": 2,
+        "needs_lora": 2,
+        "begins_anew": 1,
+        "needs_core": 1,
     }
-    clients_half = ("remembers", "rewrites", "sends_beside", "needs_settings")
-    assert [len(having(**{key: True})) for key in clients_half] == [2, 1, 1, 2]
     assert len(having(sends_all=False)) == 3
     assert all(plugins.describe("strategy").values())
 
@@ -203,7 +233,9 @@ def test_one_client_gets_its_own_adapter_back(name: str) -> None:
         torch.testing.assert_close(found[slot], expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in having(one_is_its_mean=False) if PROMISES[name].least_clients == 1])
+@pytest.mark.parametrize(
+    "name", [name for name in having(one_is_its_mean=False, begins_anew=False) if PROMISES[name].least_clients == 1]
+)
 def test_where_one_client_is_not_its_mean_the_table_is_right_to_say_so(name: str) -> None:
     strategy = strategy_of(name)
     state, delta = started(strategy), draw("delta")
@@ -224,7 +256,7 @@ def test_too_few_clients_are_refused_with_both_numbers(name: str) -> None:
         one_round(strategy, state, [draw("delta", client) for client in range(least - 1)])
 
 
-@every_strategy
+@pytest.mark.parametrize("name", having(begins_anew=False))
 def test_zero_updates_change_nothing(name: str) -> None:
     strategy = strategy_of(name)
     state = started(strategy)
@@ -232,6 +264,25 @@ def test_zero_updates_change_nothing(name: str) -> None:
     found = one_round(strategy, state, [state.adapter.zeros()] * MANY)
 
     assert found.adapter.digest() == state.adapter.digest()
+    assert not any(residual.any() for residual in residuals(strategy, found).values())
+
+
+@pytest.mark.parametrize("name", having(begins_anew=True))
+@pytest.mark.parametrize("clients", [1, MANY])
+def test_one_that_begins_anew_changes_no_weight_by_zero_updates_and_gives_one_client_its_own(
+    name: str, clients: int
+) -> None:
+    """What counts is W + residual + s B A; heads are averaged as they are anywhere."""
+    strategy = strategy_of(name)
+    state, delta = started(strategy), draw("delta")
+    change = state.adapter.zeros() if clients > 1 else delta
+
+    found = one_round(strategy, state, [change] * clients)
+
+    expected = effective(strategy, State(adapter=state.adapter + change, memory=state.memory))
+    for slot, value in effective(strategy, found).items():
+        torch.testing.assert_close(value, expected[slot], rtol=1e-5, atol=1e-5)
+    assert not any(found.adapter[slot].any() for slot in found.adapter if slot.endswith("lora_B"))
 
 
 @every_strategy
@@ -274,7 +325,9 @@ def test_the_state_survives_a_checkpoint_to_the_bit(name: str) -> None:
     assert isinstance(one.memory, Tensors)
     assert (one.adapter.digest(), one.memory.digest()) == (two.adapter.digest(), two.memory.digest())
     assert one.adapter.manifest() == tuple(slot.spec for slot in SLOTS)
-    assert one.memory.manifest() == started(strategy).memory.manifest()
+    fixed = not PROMISES[name].needs_lora
+    assert not fixed or one.memory.manifest() == started(strategy).memory.manifest()
+    assert (residuals(strategy, one).manifest() == residuals(strategy, two).manifest() == ()) == fixed
 
 
 @every_strategy
@@ -323,11 +376,11 @@ def test_a_stack_in_any_order_gives_the_same_bits(name: str, order: tuple[int, .
     updates = updates_of(strategy, state, [draw("delta", client) for client in range(MANY)])
 
     one, two = (
-        strategy.apply(SLOTS, state, total_of(strategy, given)).adapter
+        strategy.apply(SLOTS, state, total_of(strategy, given))
         for given in (updates, [updates[client] for client in order])
     )
 
-    assert one.digest() == two.digest()
+    assert (one.adapter.digest(), one.memory.digest()) == (two.adapter.digest(), two.memory.digest())
 
 
 @pytest.mark.parametrize("name", having(streams=True))
@@ -342,13 +395,38 @@ def test_a_sum_in_another_order_is_the_same_but_for_rounding(name: str) -> None:
         torch.testing.assert_close(one[slot], two[slot], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", having(needs_pairs=True))
+@pytest.mark.parametrize("name", [*having(needs_pairs=True), *having(needs_lora=True)])
 def test_an_adapter_without_pairs_is_refused_in_one_sentence(name: str) -> None:
     with pytest.raises(UnsupportedError, match=rf"^strategy '{name}' .* no pairs [^\n]*$"):
         strategy_of(name).check(SLOTS[-1:])
 
 
-@pytest.mark.parametrize("name", having(needs_pairs=False))
+@pytest.mark.parametrize("name", having(needs_lora=True))
+def test_one_that_needs_lora_refuses_what_stands_beside_a_pair(name: str) -> None:
+    magnitude = Slot(name="layer.0.m", shape=(4,), algebra=Algebra.NONLINEAR, group="layer.0", role="magnitude")
+
+    with pytest.raises(UnsupportedError, match=rf"^strategy '{name}' .* more than pairs \(magnitude\)[^\n]*$"):
+        strategy_of(name).check((*SLOTS, magnitude))
+
+
+@pytest.mark.parametrize("name", having(needs_core=True))
+def test_an_adapter_without_a_core_is_refused_in_one_sentence(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"^strategy '{name}' .* no linear core [^\n]*$"):
+        strategy_of(name).check([slot for slot in SLOTS if slot.role != "core"])
+
+
+@pytest.mark.parametrize("name", having(needs_lora=False))
+def test_any_other_strategy_has_no_residual_and_takes_none(name: str) -> None:
+    strategy = strategy_of(name)
+    state = one_round(strategy, started(strategy), [draw("delta", client) for client in range(MANY)])
+    claimed = Tensors({"residual.layer.0": torch.zeros(4, 5)}).manifest()
+
+    assert len(strategy.residual_parts(SLOTS, state)) == 0
+    assert strategy.residual_manifest(SLOTS, claimed) == ()
+    assert len(strategy.residuals(SLOTS, Tensors())) == 0
+
+
+@pytest.mark.parametrize("name", having(needs_pairs=False, needs_lora=False, needs_core=False))
 def test_any_other_strategy_serves_an_adapter_without_pairs(name: str) -> None:
     strategy_of(name).check(SLOTS[-1:])
 

@@ -1,0 +1,119 @@
+"""LoRA stacked: every client's product is merged into the frozen weights, and a fresh adapter begins each round.
+
+Wang, Shen, He, Sun, Wang, Lyu, Li: FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank
+Adaptations (2024), arXiv 2409.05976: W <- W + s sum_k p_k B_k A_k, as [p_1 B_1 ... p_K B_K] [A_1; ...; A_K], one factor
+alone carrying the weight; then A is drawn anew and B is zero. Exact: the model after a round is the mean of the
+clients' models.
+
+The new A is LoRA's Kaiming-uniform from the digest of the A before it, so each is known to all who were sent that one
+and hangs on the plan's seed and the number of rounds alone. Since B starts over in every round, the learning rate that
+serves it best is not the one that serves averaging: tune it for this method.
+
+Up r (d_out + d_in) floats a pair. Down, beside as many for the fresh adapter, the residual of all rounds so far:
+min(K r (d_out + d_in), d_out d_in) after the first, never more than d_out d_in, since a client may have missed rounds;
+the paper sends each round's stack alone. Heads are averaged plainly. It needs every update of a round at once:
+K adapters of memory.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.adapters.base import Pair, Slot, pairs
+from fedpeft.config.base import Frozen
+from fedpeft.seeds import generator
+from fedpeft.strategies import residual
+from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy, WeightedSum
+from fedpeft.strategies.stacking import push, require_enough
+from fedpeft.strategies.weighting import Weighting, accumulate_weighted, mean_delta, moved
+from fedpeft.tensors import Spec, Tensors
+
+__all__ = ["Flora", "Options", "make"]
+
+
+@final
+class Options(Frozen):
+    """Options of FLoRA."""
+
+    weighting: Weighting = "examples"
+    """What a client counts for: its number of examples, or one."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Flora(Strategy[Stack]):
+    """Stacked products merged into the frozen weights."""
+
+    options: Options
+
+    def check(self, slots: Sequence[Slot]) -> None:
+        """Refuse an adapter other than LoRA.
+
+        Raises:
+            UnsupportedError: says so.
+        """
+        residual.require_lora(slots, strategy="flora")
+
+    def init(self, slots: Sequence[Slot], adapter: Tensors) -> State:
+        """Start without a residual, from the plan's A."""
+        return State(adapter=adapter, memory=residual.no_residual(slots))
+
+    def residual_parts(self, slots: Sequence[Slot], state: State) -> Tensors:
+        """Send factors (d_out, q), (q, d_in), or the matrix where that is no more."""
+        return residual.parts(state.memory, slots)
+
+    def residual_manifest(self, slots: Sequence[Slot], claimed: Sequence[Spec]) -> tuple[Spec, ...]:
+        """Take factors of any rank that saves floats, or the matrix."""
+        return residual.manifest(slots, claimed)
+
+    def residuals(self, slots: Sequence[Slot], parts: Tensors) -> Tensors:
+        """Return group -> (d_out, d_in)."""
+        return residual.dense(slots, parts)
+
+    def start(self) -> Stack:
+        """Return an empty stack."""
+        return Stack()
+
+    def accumulate(self, total: Stack, update: ClientUpdate) -> Stack:
+        """Keep the update."""
+        return push(total, update)
+
+    def apply(self, slots: Sequence[Slot], state: State, total: Stack) -> State:
+        """Merge the stack, move heads by their mean delta, begin each pair anew.
+
+        Raises:
+            TensorMismatchError: the updates are not of this adapter; names the first difference.
+        """
+        require_enough(total.updates, at_least=1, why="a stack")
+        updates, weights = residual.side_by_side(total, weighting=self.options.weighting)
+        summed = WeightedSum()
+        for update in updates:
+            summed = accumulate_weighted(summed, update, weighting=self.options.weighting)
+        averaged = moved(state.adapter, mean_delta(summed))
+        start = state.adapter.to(torch.float64)
+        clients = [start.replace(start.select(update.delta) + update.delta.to(torch.float64)) for update in updates]
+        terms = {pair.b.group: _stack(pair, clients, weights) for pair in pairs(slots)}
+        fresh = dict(entry for pair in pairs(slots) for entry in _fresh(pair, state.adapter[pair.a.name]))
+        return State(adapter=averaged.replace(fresh), memory=residual.grown(state.memory, slots, terms))
+
+
+def make(options: Options) -> Flora:
+    """Return FLoRA."""
+    return Flora(options=options)
+
+
+def _stack(pair: Pair, clients: Sequence[Tensors], weights: Sequence[float]) -> residual.Product:
+    """Return [s p_1 B_1 ... s p_K B_K] (d_out, K r) and [A_1; ...; A_K] (K r, d_in)."""
+    columns = [pair.scale * weight * adapter[pair.b.name] for adapter, weight in zip(clients, weights, strict=True)]
+    return torch.cat(columns, dim=1), torch.cat([adapter[pair.a.name] for adapter in clients])
+
+
+def _fresh(pair: Pair, a: Tensor) -> list[tuple[str, Tensor]]:
+    """Return A (r, d_in) drawn from the one before it, and B (d_out, r) of zeros."""
+    seed = int(Tensors({pair.a.name: a}).digest()[:15], 16)
+    drawn = nn.init.kaiming_uniform_(torch.empty(pair.a.shape), a=math.sqrt(5), generator=generator(seed, "flora"))
+    return [(pair.a.name, drawn), (pair.b.name, torch.zeros(pair.b.shape))]
