@@ -19,8 +19,10 @@ from fedpeft.adapters.base import Penalty
 from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
 from fedpeft.errors import WireError
+from fedpeft.strategies.ranks import padded, sliced
 from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
+from fedpeft.training.holding import holding
 from fedpeft.training.loop import Outcome, train_locally
 from fedpeft.training.optimizers import learning_rate
 from fedpeft.training.workbench import Workbench
@@ -97,7 +99,7 @@ def train(message: Message, context: Context, bench: Workbench) -> RecordDict:
     names = header.directive.train or tuple(received)
     examples, _ = bench.client_examples(header.client)
     outcome = _train_slots(bench, names, received, examples, header)
-    delta = (bench.adapted.attached.read() - received).select(names)
+    delta = _delta(bench, header, received, names)
     update = Update(
         envelope=_envelope(bench, header, delta),
         client=header.client,
@@ -118,15 +120,16 @@ def evaluate(message: Message, context: Context, bench: Workbench) -> RecordDict
     header, _ = _receive(message, context, bench)
     _, held_out = bench.client_examples(header.client)
     envelope = _envelope(bench, header, Tensors())
-    sums = bench.score(held_out)
+    with bench.adapted.adapter.scaled(bench.adapted.attached, header.directive.scale):
+        sums = bench.score(held_out)
     return pack(Evaluated(envelope=envelope, client=header.client, num_examples=len(held_out), sums=sums), b"")
 
 
 def _receive(message: Message, context: Context, bench: Workbench) -> tuple[Broadcast, Tensors]:
     """Check a broadcast against what this node holds, and put the adapter in place."""
     header, body = unpack(message.content, Broadcast)
-    adapted = bench.adapted
-    manifest = bench.strategy.downlink(adapted.attached.slots)
+    adapted, slots, rank = bench.adapted, bench.adapted.attached.slots, header.directive.rank
+    manifest = header.directive.sent(slots, bench.strategy.downlink(slots))
     expect(
         header,
         job=str(context.state["run"]["job"]),
@@ -138,16 +141,27 @@ def _receive(message: Message, context: Context, bench: Workbench) -> tuple[Broa
         manifest=manifest,
         client=_client(context),
     )
-    received = adapted.initial.replace(bench.codec.decode(body, manifest))
+    start = padded(sliced(adapted.initial, slots, rank=rank), slots, rank=rank)
+    received = start.replace(padded(bench.codec.decode(body, manifest), slots, rank=rank))
     adapted.attached.write(received)
     return header, received
+
+
+def _delta(bench: Workbench, header: Broadcast, received: Tensors, names: Sequence[str]) -> Tensors:
+    """What local training changed, in the slots and ranks that the directive names."""
+    attached, asked = bench.adapted.attached, header.directive
+    return sliced((attached.read() - received).select(names), attached.slots, rank=asked.rank, held=asked.held)
 
 
 def _train_slots(
     bench: Workbench, names: Sequence[str], received: Tensors, examples: Examples, header: Broadcast
 ) -> Outcome:
     experiment, adapted, round_number = bench.experiment, bench.adapted, header.envelope.round_number
-    with _only(adapted.attached.parameters(), names) as parameters:
+    with (
+        _only(adapted.attached.parameters(), names) as parameters,
+        adapted.adapter.scaled(adapted.attached, header.directive.scale),
+        holding(adapted.attached, header.directive.held),
+    ):
 
         def penalty() -> Penalty:
             own = adapted.adapter.penalty(adapted.attached)

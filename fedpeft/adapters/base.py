@@ -4,7 +4,8 @@ What travels is the set of slots, never what a library's state dict happens to h
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -172,6 +173,17 @@ class Adapter(ABC):
     def penalty(self, attached: Attached) -> Penalty:
         """Return the regulariser at the current parameters; none by default."""
         return Penalty()
+
+    @contextmanager
+    def scaled(self, attached: Attached, factor: float) -> Iterator[None]:
+        """Multiply the scale of every A/B pair inside the block and restore it after; 1 asks for nothing.
+
+        Raises:
+            UnsupportedError: the method has no scale that can be changed.
+        """
+        if factor != 1.0:
+            raise UnsupportedError(f"adapter {type(self).__name__} has no scale that can be changed; use 'lora'")
+        yield
 
     def merge(self, attached: Attached) -> nn.Module:
         """Fold the adapter into plain weights and return the plain model; the attached model is used up.

@@ -8,7 +8,8 @@ BILINEAR: what counts is the product, so the mean of factors is not the factor o
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, final
@@ -75,6 +76,18 @@ class Lora(Adapter):
             _initialise(layer.lora_A[_peft.NAME].weight, plan.values["seed"], path)
         bound = tuple(bind for path, layer in layers.items() for bind in _bind(path, layer))
         return Attached(model=model, bound=bound, handle=tuner)
+
+    @contextmanager
+    def scaled(self, attached: Attached, factor: float) -> Iterator[None]:
+        """Multiply peft's scaling of every layer inside the block; after it, each is to the bit what it was."""
+        before = [(layer, layer.scaling[_peft.NAME]) for layer in _peft.layers(attached.model).values()]
+        try:
+            for layer, scale in before:
+                layer.scaling[_peft.NAME] = scale * factor
+            yield
+        finally:
+            for layer, scale in before:
+                layer.scaling[_peft.NAME] = scale
 
     def merge(self, attached: Attached) -> nn.Module:
         """Return the plain model with W + scale * B A in each target."""

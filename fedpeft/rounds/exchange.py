@@ -12,6 +12,7 @@ from fedpeft.report.record import Failure
 from fedpeft.rounds.collect import in_order
 from fedpeft.rounds.roster import job_name
 from fedpeft.strategies.base import ClientUpdate, Directive, State
+from fedpeft.strategies.ranks import sliced
 from fedpeft.tensors import Spec
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update, expect
@@ -54,13 +55,15 @@ class Exchange:
 
     def _ask(self, kind: Literal["train", "evaluate"], cohort: Iterable[int]) -> Iterator[Reply]:
         rounds = self.bench.experiment.rounds
-        manifest = self.bench.strategy.downlink(self.bench.adapted.attached.slots)
-        body = self.bench.codec.encode(self.state.adapter.select(spec.name for spec in manifest))
+        bodies: dict[int | None, tuple[tuple[Spec, ...], bytes]] = {}
         sent: dict[int, int] = {}
 
         def outgoing() -> Iterator[tuple[int, Message]]:
             for client in cohort:
                 directive = self._directive(client)
+                if directive.rank not in bodies:
+                    bodies[directive.rank] = self._body(directive)
+                manifest, body = bodies[directive.rank]
                 header = Broadcast(envelope=self._envelope(manifest), client=client, kind=kind, directive=directive)
                 content = pack(header, body)
                 sent[client] = size(content)
@@ -92,7 +95,8 @@ class Exchange:
         delta = self.bench.codec.decode(body, manifest).require_finite(where=str(header))
         if header.num_examples < 1:
             raise WireError(f"{header}: num_examples = {header.num_examples}, expected at least 1")
-        return ClientUpdate(client=client, delta=delta, num_examples=header.num_examples), header
+        directive = self._directive(client)
+        return ClientUpdate(client=client, delta=delta, num_examples=header.num_examples, directive=directive), header
 
     def _evaluated(self, client: int, content: RecordDict) -> tuple[None, Evaluated]:
         header, _ = unpack(content, Evaluated)
@@ -119,7 +123,14 @@ class Exchange:
 
     def _trained(self, client: int) -> tuple[Spec, ...]:
         """What this client was told to train, and so must send."""
-        return self._directive(client).select(self.bench.adapted.attached.manifest())
+        return self._directive(client).select(self.bench.adapted.attached.slots)
+
+    def _body(self, directive: Directive) -> tuple[tuple[Spec, ...], bytes]:
+        """What all clients that hold as many ranks are sent, encoded once."""
+        slots = self.bench.adapted.attached.slots
+        whole = self.state.adapter.select(spec.name for spec in self.bench.strategy.downlink(slots))
+        part = sliced(whole, slots, rank=directive.rank)
+        return part.manifest(), self.bench.codec.encode(part)
 
     def _envelope(self, manifest: tuple[Spec, ...]) -> Envelope:
         return Envelope(

@@ -15,6 +15,7 @@ from fedpeft.adapters.base import Algebra, Slot
 from fedpeft.errors import RunError, TensorMismatchError, UnsupportedError
 from fedpeft.seeds import generator
 from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy, WeightedSum
+from fedpeft.strategies.ranks import padded, sliced
 from fedpeft.tensors import Tensors
 
 
@@ -29,23 +30,27 @@ class Promises:
     least_clients: int = 1
     """Fewer are refused."""
     needs_pairs: bool = False
-    """An adapter without A/B pairs is refused, and one factor is held still."""
+    """An adapter without A/B pairs is refused."""
+    holds_a_factor: bool = False
+    """In each round one factor of every pair neither trains nor is sent up."""
 
 
 PROMISES = {
+    "dylora": Promises(one_is_its_mean=True, needs_pairs=True),
     "fedadagrad": Promises(),
     "fedadam": Promises(),
     "fedavg": Promises(one_is_its_mean=True),
     "fedavgm": Promises(one_is_its_mean=True),
     "fedprox": Promises(one_is_its_mean=True),
     "fedyogi": Promises(),
-    "ffa_lora": Promises(one_is_its_mean=True, needs_pairs=True),
+    "ffa_lora": Promises(one_is_its_mean=True, needs_pairs=True, holds_a_factor=True),
+    "hetlora": Promises(one_is_its_mean=True, needs_pairs=True),
     "krum": Promises(streams=False, least_clients=5),
     "median": Promises(one_is_its_mean=True, streams=False),
-    "rolora": Promises(one_is_its_mean=True, needs_pairs=True),
+    "rolora": Promises(one_is_its_mean=True, needs_pairs=True, holds_a_factor=True),
     "trimmed_mean": Promises(streams=False, least_clients=3),
 }
-SHARED = {"base", "held", "moments", "stacking", "weighting"}
+SHARED = {"base", "held", "moments", "ranks", "stacking", "weighting"}
 """Modules of the folder that are no strategies."""
 MANY = 5
 """Clients enough for any of them."""
@@ -88,13 +93,22 @@ def started(strategy: Strategy[Any]) -> State:
 def updates_of(
     strategy: Strategy[Any], state: State, deltas: list[Tensors], *, round_number: int = 1
 ) -> list[ClientUpdate]:
-    """Return what checked clients would send: the slots of their directive, and a number of examples each."""
+    """Return what checked clients would send, prepared: slots and ranks of their directive, some examples each."""
     updates = []
     for client, delta in enumerate(deltas):
         directive = strategy.directive(SLOTS, state, round_number=round_number, client=client)
         trained = delta if directive.train is None else delta.select(directive.train)
-        updates.append(ClientUpdate(client=client, delta=trained, num_examples=client + 1))
+        trained = sliced(trained, SLOTS, rank=directive.rank, held=directive.held)
+        update = ClientUpdate(client=client, delta=trained, num_examples=client + 1, directive=directive)
+        updates.append(strategy.prepare(SLOTS, state, update))
     return updates
+
+
+def asked_of(strategy: Strategy[Any], state: State, delta: Tensors) -> Tensors:
+    """Return a delta with zeros in the ranks that the first client does not train in round 1."""
+    directive = strategy.directive(SLOTS, state, round_number=1, client=0)
+    part = sliced(delta, SLOTS, rank=directive.rank, held=directive.held)
+    return padded(part, SLOTS, rank=directive.rank, held=directive.held)
 
 
 def total_of(strategy: Strategy[Any], updates: list[ClientUpdate]) -> Any:
@@ -133,11 +147,13 @@ def test_the_sweep_covers_the_folder() -> None:
 
     assert plugins.names("strategy") == list(PROMISES), "a new strategy says in PROMISES what it promises"
     assert set(PROMISES) == files
-    assert len(PROMISES) == 11
-    assert {key: len(having(**{key: True})) for key in ("one_is_its_mean", "streams", "needs_pairs")} == {
-        "one_is_its_mean": 6,
-        "streams": 8,
-        "needs_pairs": 2,
+    assert len(PROMISES) == 13
+    promised = ("one_is_its_mean", "streams", "needs_pairs", "holds_a_factor")
+    assert {key: len(having(**{key: True})) for key in promised} == {
+        "one_is_its_mean": 8,
+        "streams": 10,
+        "needs_pairs": 4,
+        "holds_a_factor": 2,
     }
     assert all(plugins.describe("strategy").values())
 
@@ -155,7 +171,7 @@ def test_one_client_gets_its_own_adapter_back(name: str) -> None:
     found = one_round(strategy, state, [delta]).adapter
 
     trained = trained_slots(strategy, state)
-    for slot, value in (state.adapter + delta).items():
+    for slot, value in (state.adapter + asked_of(strategy, state, delta)).items():
         expected = value if slot in trained else state.adapter[slot]
         torch.testing.assert_close(found[slot], expected, rtol=1e-6, atol=1e-6)
 
@@ -203,7 +219,7 @@ def test_what_was_not_trained_stays_to_the_bit_and_what_was_moves(name: str, rou
     found = one_round(strategy, state, deltas, round_number=round_number).adapter
 
     assert trained <= sent <= set(state.adapter)
-    assert (trained != set(state.adapter)) == PROMISES[name].needs_pairs
+    assert (trained != set(state.adapter)) == PROMISES[name].holds_a_factor
     assert {slot for slot in found if not torch.equal(found[slot], state.adapter[slot])} == trained
 
 
@@ -238,11 +254,11 @@ def test_the_state_survives_a_checkpoint_to_the_bit(name: str) -> None:
 def test_updates_of_different_shapes_are_refused_by_name(name: str) -> None:
     strategy = strategy_of(name)
     state, wrong = started(strategy), dict(draw("delta"))
-    wrong["layer.1.lora_B"] = torch.zeros(4, 1)
+    wrong["layer.1.lora_B"] = torch.zeros(5, 2)
 
-    with pytest.raises(TensorMismatchError, match=r"layer\.1\.lora_B \[4, 1\]"):
+    with pytest.raises(TensorMismatchError, match=r"layer\.1\.lora_B \[5, \d\]"):
         one_round(strategy, state, [*[draw("delta")] * (MANY - 1), Tensors(wrong)])
-    with pytest.raises(TensorMismatchError, match=r"layer\.1\.lora_B \[4, 1\]"):
+    with pytest.raises(TensorMismatchError, match=r"layer\.1\.lora_B \[5, \d\]"):
         one_round(strategy, state, [Tensors(wrong)] * MANY)
 
 
