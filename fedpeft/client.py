@@ -21,8 +21,10 @@ from fedpeft.config import Experiment
 from fedpeft.errors import WireError
 from fedpeft.rounds.memory import forget, recall, remember
 from fedpeft.strategies.base import Turn
+from fedpeft.strategies.ranks import padded, sliced
 from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
+from fedpeft.training.holding import holding
 from fedpeft.training.loop import Outcome, train_locally
 from fedpeft.training.optimizers import learning_rate
 from fedpeft.training.workbench import Workbench
@@ -125,7 +127,8 @@ def evaluate(message: Message, context: Context, bench: Workbench) -> RecordDict
     header, _ = _receive(message, context, bench, kind="evaluate")
     _, held_out = bench.client_examples(header.client)
     envelope = _envelope(bench, header, Tensors())
-    sums = bench.score(held_out)
+    with bench.adapted.adapter.scaled(bench.adapted.attached, header.directive.scale):
+        sums = bench.score(held_out)
     return pack(Evaluated(envelope=envelope, client=header.client, num_examples=len(held_out), sums=sums), b"")
 
 
@@ -136,7 +139,7 @@ def _receive(
     header, body = unpack(message.content, Broadcast)
     adapted, slots = bench.adapted, bench.adapted.attached.slots
     beside = bench.strategy.beside(slots).down if kind == "train" else ()
-    fixed = (*bench.strategy.downlink(slots), *beside)
+    fixed = (*header.directive.sent(slots, bench.strategy.downlink(slots)), *beside)
     parts = bench.strategy.residual_manifest(slots, header.envelope.manifest[len(fixed) :])
     manifest = (*fixed, *parts)
     expect(
@@ -155,7 +158,7 @@ def _receive(
     experiment, round_number = bench.experiment, header.envelope.round_number
     turn = Turn(
         slots=slots,
-        received=adapted.initial.replace(came.without([*names, *part_names])),
+        received=_laid_over(bench, header, came.without([*names, *part_names])),
         beside=came.select(names),
         memory=recall(context.state, before=round_number + (kind == "evaluate")),
         round_number=round_number,
@@ -166,18 +169,30 @@ def _receive(
     return header, turn
 
 
+def _laid_over(bench: Workbench, header: Broadcast, came: Tensors) -> Tensors:
+    """Lay what came over what the plan's seed made; ranks that this client does not hold are zero."""
+    slots, rank = bench.adapted.attached.slots, header.directive.rank
+    start = padded(sliced(bench.adapted.initial, slots, rank=rank), slots, rank=rank)
+    return start.replace(padded(came, slots, rank=rank))
+
+
 def _finish(bench: Workbench, header: Broadcast, turn: Turn, outcome: Outcome) -> tuple[Tensors, Tensors]:
-    """Return what this client sends, the change first, and what it keeps."""
-    parting = bench.strategy.finish(turn, bench.adapted.attached.read(), num_steps=outcome.num_steps)
-    sent = header.directive.select(bench.strategy.uplink(turn.slots))
-    delta = (parting.adapter - turn.received).select(spec.name for spec in sent)
-    beside = parting.beside.require(bench.strategy.beside(turn.slots).up, where="sent beside the delta")
+    """Return what this client sends, the change first, in the slots and ranks it was asked for, and what it keeps."""
+    asked, strategy = header.directive, bench.strategy
+    parting = strategy.finish(turn, bench.adapted.attached.read(), num_steps=outcome.num_steps)
+    sent = [spec.name for spec in asked.select(turn.slots, strategy.uplink(turn.slots))]
+    delta = sliced((parting.adapter - turn.received).select(sent), turn.slots, rank=asked.rank, held=asked.held)
+    beside = parting.beside.require(strategy.beside(turn.slots).up, where="sent beside the delta")
     return delta.joined(beside), parting.memory.require_finite(where=f"memory of client {header.client}")
 
 
 def _train_slots(bench: Workbench, names: Sequence[str], turn: Turn, examples: Examples, header: Broadcast) -> Outcome:
     experiment, adapted, round_number = bench.experiment, bench.adapted, header.envelope.round_number
-    with _only(adapted.attached.parameters(), names) as parameters:
+    with (
+        _only(adapted.attached.parameters(), names) as parameters,
+        adapted.adapter.scaled(adapted.attached, header.directive.scale),
+        holding(adapted.attached, header.directive.held),
+    ):
 
         def penalty() -> Penalty:
             own = adapted.adapter.penalty(adapted.attached)

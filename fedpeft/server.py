@@ -140,7 +140,8 @@ def _train(federation: Federation, state: State, cohort: Iterable[int], round_nu
     for reply in _exchange(federation, state, round_number).train(cohort):
         _count(tally, reply)
         if reply.update is not None and isinstance(reply.header, Update):
-            tally.total = strategy.accumulate(tally.total, reply.update)
+            update = strategy.prepare(federation.bench.adapted.attached.slots, state, reply.update)
+            tally.total = strategy.accumulate(tally.total, update)
             tally.num_updates += 1
             tally.loss_sum += reply.header.train_loss * reply.update.num_examples
             tally.num_examples += reply.update.num_examples

@@ -4,7 +4,8 @@ What is written is what the slots hold, in the names that ``peft.PeftModel.from_
 dict, which for many methods is not the trained set, is never asked.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fedpeft.adapters.base import Attached, freeze
 from fedpeft.errors import UnsupportedError
 from fedpeft.seeds import isolated
 
-__all__ = ["NAME", "inject", "layers", "merge", "save"]
+__all__ = ["NAME", "inject", "layers", "merge", "save", "scaled"]
 
 NAME = "default"
 """The one adapter name used inside peft's modules."""
@@ -48,6 +49,19 @@ def inject(tuner: Any, model: nn.Module, config: PeftConfig, paths: Collection[s
 def layers(model: nn.Module) -> dict[str, Any]:
     """Return path -> peft layer, in module order, which server and clients share."""
     return {path: module for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+@contextmanager
+def scaled(model: nn.Module, factor: float) -> Iterator[None]:
+    """Multiply peft's scaling of every layer inside the block; after it, each is to the bit what it was."""
+    before = [(layer, layer.scaling[NAME]) for layer in layers(model).values()]
+    try:
+        for layer, scale in before:
+            layer.scaling[NAME] = scale * factor
+        yield
+    finally:
+        for layer, scale in before:
+            layer.scaling[NAME] = scale
 
 
 def merge(attached: Attached) -> nn.Module:

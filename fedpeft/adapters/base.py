@@ -5,6 +5,7 @@ What travels is the set of slots, never what a library's state dict happens to h
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -211,6 +212,16 @@ class Adapter(ABC):
             f"adapter {type(self).__name__} keeps its frozen weights as they are, and the strategy adds a residual to "
             "them; use adapter 'lora'"
         )
+
+    def scaled(self, attached: Attached, factor: float) -> AbstractContextManager[None]:
+        """Multiply the scale of every A/B pair inside the block and restore it after; 1 asks for nothing.
+
+        Raises:
+            UnsupportedError: the method has no scale that can be changed.
+        """
+        if factor != 1.0:
+            raise UnsupportedError(f"adapter {type(self).__name__} has no scale that can be changed; use 'lora'")
+        return nullcontext()
 
     def merge(self, attached: Attached) -> nn.Module:
         """Fold the adapter into plain weights and return the plain model; the attached model is used up.

@@ -9,6 +9,7 @@ BILINEAR: what counts is the product, so the mean of factors is not the factor o
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, final
@@ -83,6 +84,10 @@ class Lora(Adapter):
             TensorMismatchError: not exactly the targets, or another shape; nothing is written.
         """
         _residual.shift(attached, residuals, _peft.layers(attached.model))
+
+    def scaled(self, attached: Attached, factor: float) -> AbstractContextManager[None]:
+        """Multiply the scale of every layer inside the block; after it, each is to the bit what it was."""
+        return _peft.scaled(attached.model, factor)
 
     def merge(self, attached: Attached) -> nn.Module:
         """Return the plain model with W + scale * B A in each target."""

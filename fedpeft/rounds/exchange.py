@@ -12,6 +12,7 @@ from fedpeft.report.record import Failure
 from fedpeft.rounds.collect import in_order
 from fedpeft.rounds.roster import job_name
 from fedpeft.strategies.base import ClientUpdate, Directive, State
+from fedpeft.strategies.ranks import sliced
 from fedpeft.tensors import Spec, Tensors
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update, expect
@@ -54,13 +55,15 @@ class Exchange:
 
     def _ask(self, kind: Literal["train", "evaluate"], cohort: Iterable[int]) -> Iterator[Reply]:
         rounds = self.bench.experiment.rounds
-        sending = self._sending(kind)
-        manifest, body = sending.manifest(), self.bench.codec.encode(sending)
+        bodies: dict[int | None, tuple[tuple[Spec, ...], bytes]] = {}
         sent: dict[int, int] = {}
 
         def outgoing() -> Iterator[tuple[int, Message]]:
             for client in cohort:
                 directive = self._directive(client)
+                if directive.rank not in bodies:
+                    bodies[directive.rank] = self._body(kind, directive)
+                manifest, body = bodies[directive.rank]
                 header = Broadcast(envelope=self._envelope(manifest), client=client, kind=kind, directive=directive)
                 content = pack(header, body)
                 sent[client] = size(content)
@@ -69,15 +72,6 @@ class Exchange:
 
         for client, message in in_order(self.grid, outgoing(), window=rounds.window, timeout=rounds.timeout_seconds):
             yield self._take(kind, client, message, sent.pop(client))
-
-    def _sending(self, kind: Literal["train", "evaluate"]) -> Tensors:
-        """Return the adapter, for training what the strategy sends beside it, and what rebuilds a residual."""
-        slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
-        sending = self.state.adapter.select(spec.name for spec in strategy.downlink(slots))
-        if kind == "train":
-            beside = strategy.broadcast(slots, self.state)
-            sending = sending.joined(beside.require(strategy.beside(slots).down, where="sent beside the adapter"))
-        return sending.joined(strategy.residual_parts(slots, self.state))
 
     def _take(self, kind: str, client: int, message: Message | None, bytes_down: int) -> Reply:
         """Check one reply; one that is late, wrong or damaged is a failure of that client alone."""
@@ -102,8 +96,11 @@ class Exchange:
         beside = [spec.name for spec in self.bench.strategy.beside(self.bench.adapted.attached.slots).up]
         if header.num_examples < 1:
             raise WireError(f"{header}: num_examples = {header.num_examples}, expected at least 1")
-        delta, rest = came.without(beside), came.select(beside)
-        return ClientUpdate(client=client, delta=delta, num_examples=header.num_examples, beside=rest), header
+        delta, rest, directive = came.without(beside), came.select(beside), self._directive(client)
+        update = ClientUpdate(
+            client=client, delta=delta, num_examples=header.num_examples, beside=rest, directive=directive
+        )
+        return update, header
 
     def _evaluated(self, client: int, content: RecordDict) -> tuple[None, Evaluated]:
         header, _ = unpack(content, Evaluated)
@@ -131,7 +128,22 @@ class Exchange:
     def _trained(self, client: int) -> tuple[Spec, ...]:
         """What this client was told to train, and so must send, and what goes beside it."""
         slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
-        return (*self._directive(client).select(strategy.uplink(slots)), *strategy.beside(slots).up)
+        return (*self._directive(client).select(slots, strategy.uplink(slots)), *strategy.beside(slots).up)
+
+    def _body(self, kind: Literal["train", "evaluate"], directive: Directive) -> tuple[tuple[Spec, ...], bytes]:
+        """Return what all clients that hold as many ranks are sent, encoded once."""
+        sending = self._sending(kind, directive)
+        return sending.manifest(), self.bench.codec.encode(sending)
+
+    def _sending(self, kind: Literal["train", "evaluate"], directive: Directive) -> Tensors:
+        """Return the adapter, for training what the strategy sends beside it, and what rebuilds a residual."""
+        slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
+        whole = self.state.adapter.select(spec.name for spec in strategy.downlink(slots))
+        sending = sliced(whole, slots, rank=directive.rank)
+        if kind == "train":
+            beside = strategy.broadcast(slots, self.state)
+            sending = sending.joined(beside.require(strategy.beside(slots).down, where="sent beside the adapter"))
+        return sending.joined(strategy.residual_parts(slots, self.state))
 
     def _envelope(self, manifest: tuple[Spec, ...]) -> Envelope:
         return Envelope(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedpeft.adapters.base import Slot
 from fedpeft.config import Evaluate, Train
+from fedpeft.strategies.ranks import sliced_specs
 from fedpeft.tensors import Spec, Tensors
 
 __all__ = ["Beside", "ClientUpdate", "Directive", "Parting", "Stack", "State", "Strategy", "Turn", "WeightedSum"]
@@ -40,10 +41,29 @@ class Directive:
 
     train: tuple[str, ...] | None = None
     """Names of the slots to train and send; all exchanged slots when None."""
+    rank: int | None = None
+    """Ranks of each A/B pair that the client holds, the first ones; all when None. It is sent no others."""
+    held: int = 0
+    """Ranks of these that it is sent but holds still, the first ones: only ``[held:rank]`` trains and is sent back."""
+    scale: float = 1.0
+    """Times the scale of each pair, in this round's training and evaluation on the client."""
 
-    def select(self, manifest: Sequence[Spec]) -> tuple[Spec, ...]:
-        """Return what the client must send of a manifest: no more, no less, in its order."""
-        return tuple(spec for spec in manifest if self.train is None or spec.name in self.train)
+    def select(self, slots: Sequence[Slot], uplink: Sequence[Spec]) -> tuple[Spec, ...]:
+        """Return what the client must send of a strategy's uplink: no more, no less; factors cut to ranks that train.
+
+        Raises:
+            UnsupportedError: a pair has no such ranks.
+        """
+        specs = [spec for spec in uplink if self.train is None or spec.name in self.train]
+        return sliced_specs(specs, slots, rank=self.rank, held=self.held)
+
+    def sent(self, slots: Sequence[Slot], downlink: Sequence[Spec]) -> tuple[Spec, ...]:
+        """Return what the client is sent of a strategy's downlink: factors cut to the ranks that it holds.
+
+        Raises:
+            UnsupportedError: a pair has no such ranks.
+        """
+        return sliced_specs(downlink, slots, rank=self.rank)
 
 
 @final
@@ -53,11 +73,15 @@ class ClientUpdate:
 
     client: int
     delta: Tensors
-    """Trained minus received, in the slots of the directive."""
+    """Trained minus received, in the slots of the directive, cut to its ranks."""
     num_examples: int
     """Examples the client holds."""
     beside: Tensors = field(default_factory=Tensors)
     """What came beside the delta, as Strategy.beside says."""
+    directive: Directive = field(default_factory=Directive)
+    """What the client was asked to do."""
+    weight: float | None = None
+    """What it counts for, where the strategy's own ``prepare`` says so; the client has no say in it."""
 
 
 @final
@@ -148,6 +172,10 @@ class Strategy(ABC, Generic[T]):
         """Return the fewest updates a round can be aggregated from."""
         return 1
 
+    def rescales(self) -> bool:
+        """Tell whether a directive may change the scale of the pairs; an adapter that cannot is refused at once."""
+        return False
+
     def init(self, slots: Sequence[Slot], adapter: Tensors) -> State:
         """Return the state before round 1."""
         return State(adapter=adapter)
@@ -196,6 +224,13 @@ class Strategy(ABC, Generic[T]):
     @abstractmethod
     def start(self) -> T:
         """Return the empty total of a round."""
+
+    def prepare(self, slots: Sequence[Slot], state: State, update: ClientUpdate) -> ClientUpdate:
+        """Return one checked reply as ``accumulate`` takes it; as it came by default.
+
+        The place to pad a slice, or to weigh an update by what it makes together with the state it started from.
+        """
+        return update
 
     @abstractmethod
     def accumulate(self, total: T, update: ClientUpdate) -> T:

@@ -46,11 +46,14 @@ def mean_delta(total: WeightedSum) -> Tensors:
 def moved(adapter: Tensors, step: Tensors) -> Tensors:
     """Return the adapter with a float64 step added to the slots it names; summed in float64, rounded once.
 
+    An entry whose step is zero keeps its bits, the sign of zero included.
+
     Raises:
         TensorMismatchError: the step is not of this adapter; names the first difference.
     """
-    sums = adapter.select(step).to(torch.float64) + step
-    return adapter.replace(sums.to(torch.float32))
+    before = adapter.select(step)
+    sums = (before.to(torch.float64) + step).to(torch.float32)
+    return adapter.replace({name: torch.where(step[name] == 0, before[name], sums[name]) for name in before})
 
 
 def apply_mean(state: State, total: WeightedSum) -> State:

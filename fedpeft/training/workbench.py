@@ -115,6 +115,7 @@ def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
     strategy: Strategy[Any] = experiment.strategy.build()
     strategy.check(adapted.attached.slots)
     strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
+    _require_scaling(experiment, strategy, adapted)
     _require_cohort(experiment, strategy, shares.num_clients)
     return Workbench(
         experiment=experiment,
@@ -145,6 +146,15 @@ def _require_cohort(experiment: Experiment, strategy: Strategy[Any], num_clients
             f"strategy {experiment.strategy.name!r} with these options needs at least {least} updates a round and "
             f"{drawn} client(s) are drawn; raise rounds.clients_per_round or the number of clients"
         )
+
+
+def _require_scaling(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted) -> None:
+    """Try what a client will do, so that an adapter without a scale is refused before the first round."""
+    try:
+        with adapted.adapter.scaled(adapted.attached, 2.0 if strategy.rescales() else 1.0):
+            return
+    except UnsupportedError as error:
+        raise UnsupportedError(f"strategy {experiment.strategy.name!r} changes the scale of pairs: {error}") from error
 
 
 def _require_columns(experiment: Experiment, have: list[str]) -> None:

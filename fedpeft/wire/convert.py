@@ -150,6 +150,11 @@ def _write_directive(message: pb.Directive, directive: Directive) -> None:
     if directive.train is not None:
         message.train.SetInParent()
         message.train.names.extend(directive.train)
+    if directive.rank is not None:
+        message.rank = directive.rank
+    if directive.scale != 1.0:
+        message.scale = directive.scale
+    message.held = directive.held
 
 
 def _read_broadcast(message: pb.Header, envelope: Envelope) -> Broadcast:
@@ -164,7 +169,13 @@ def _read_broadcast(message: pb.Header, envelope: Envelope) -> Broadcast:
 def _read_directive(given: pb.Directive) -> Directive:
     train = tuple(given.train.names) if given.HasField("train") else None
     _distinct("directive.train", train or ())
-    return Directive(train=train)
+    rank = _count("directive.rank", given.rank) if given.HasField("rank") else None
+    scale = _finite("directive.scale", given.scale) if given.HasField("scale") else 1.0
+    if scale <= 0:
+        raise WireError(f"header: directive.scale = {scale}, expected a number > 0")
+    if given.held and given.held >= (rank or 0):
+        raise WireError(f"header: directive.held = {given.held}, expected less than directive.rank, {rank}")
+    return Directive(train=train, rank=rank, held=given.held, scale=scale)
 
 
 def _read_update(message: pb.Header, envelope: Envelope) -> Update:

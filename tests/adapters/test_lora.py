@@ -5,6 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from fedpeft.adapters import bottleneck
 from fedpeft.adapters.base import Attached, head_bounds, pairs
 from fedpeft.adapters.lora import Options, make
 from fedpeft.adapters.plan import Plan
@@ -178,3 +179,32 @@ def test_the_order_of_slots_comes_from_the_model_not_from_the_plan() -> None:
     turned = Plan(adapter="lora", values={**plan.values, "ranks": ranks})
 
     assert adapter.attach(base, plan).manifest() == adapter.attach(build("bert"), turned).manifest()
+
+
+def test_the_scale_changes_inside_the_block_alone() -> None:
+    adapter, base = make(Options(rank=3, alpha=5.0)), build("bert")
+    attached = adapter.attach(base, adapter.plan(base, seed=3))
+    attached.write(random_state(attached, 1))
+    state = random_state(attached, 1)
+    tripled = state.replace({name: 3 * tensor for name, tensor in state.items() if name.endswith("lora_B")})
+    before = logits(base, "bert")
+
+    with adapter.scaled(attached, 3.0):
+        within = logits(base, "bert")
+    with pytest.raises(RuntimeError, match="stop"), adapter.scaled(attached, 1 / 3):
+        raise RuntimeError("stop")
+
+    assert torch.equal(logits(base, "bert"), before)
+    attached.write(tripled)
+    torch.testing.assert_close(within, logits(base, "bert"), rtol=1e-5, atol=1e-6)
+    assert (within - before).abs().max() > 0.01
+
+
+def test_a_method_without_a_scale_says_so_when_another_is_asked_for() -> None:
+    adapter, base = bottleneck.make(bottleneck.Options()), build("bert")
+    attached = adapter.attach(base, adapter.plan(base, seed=3))
+
+    with adapter.scaled(attached, 1.0):
+        pass
+    with pytest.raises(UnsupportedError, match="no scale that can be changed"), adapter.scaled(attached, 2.0):
+        pass

@@ -17,6 +17,7 @@ from fedpeft.config import Evaluate, Train
 from fedpeft.errors import RunError, TensorMismatchError, UnsupportedError
 from fedpeft.seeds import generator
 from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy, Turn, WeightedSum
+from fedpeft.strategies.ranks import padded, sliced
 from fedpeft.tensors import Spec, Tensors
 
 
@@ -51,6 +52,7 @@ class Promises:
 
 
 PROMISES = {
+    "dylora": Promises(one_is_its_mean=True, needs_pairs=True),
     "fed_sb": Promises(one_is_its_mean=True, needs_core=True),
     "fedadagrad": Promises(),
     "fedadam": Promises(),
@@ -65,13 +67,14 @@ PROMISES = {
     "fedyogi": Promises(),
     "ffa_lora": Promises(one_is_its_mean=True, needs_pairs=True, sends_all=False),
     "flora": Promises(streams=False, needs_lora=True, begins_anew=True),
+    "hetlora": Promises(one_is_its_mean=True, needs_pairs=True),
     "krum": Promises(streams=False, least_clients=5),
     "median": Promises(one_is_its_mean=True, streams=False),
     "rolora": Promises(one_is_its_mean=True, needs_pairs=True, sends_all=False),
     "scaffold": Promises(one_is_its_mean=True, remembers=True, sends_beside=True, needs_settings=True),
     "trimmed_mean": Promises(streams=False, least_clients=3),
 }
-SHARED = {"base", "held", "moments", "residual", "stacking", "weighting"}
+SHARED = {"base", "held", "moments", "ranks", "residual", "stacking", "weighting"}
 """Modules of the folder that are no strategies."""
 MANY = 5
 """Clients enough for any of them."""
@@ -115,13 +118,15 @@ def started(strategy: Strategy[Any]) -> State:
 def updates_of(
     strategy: Strategy[Any], state: State, deltas: list[Tensors], *, round_number: int = 1
 ) -> list[ClientUpdate]:
-    """Return what checked clients would send: the slots of their directive, and a number of examples each."""
+    """Return what checked clients would send, prepared: slots and ranks of their directive, some examples each."""
     updates = []
     for client, delta in enumerate(deltas):
         directive = strategy.directive(SLOTS, state, round_number=round_number, client=client)
-        sent = delta.select(spec.name for spec in directive.select(strategy.uplink(SLOTS)))
+        asked = [spec.name for spec in directive.select(SLOTS, strategy.uplink(SLOTS))]
+        sent = sliced(delta.select(asked), SLOTS, rank=directive.rank, held=directive.held)
         beside = like(strategy.beside(SLOTS).up, delta)
-        updates.append(ClientUpdate(client=client, delta=sent, num_examples=client + 1, beside=beside))
+        update = ClientUpdate(client=client, delta=sent, num_examples=client + 1, beside=beside, directive=directive)
+        updates.append(strategy.prepare(SLOTS, state, update))
     return updates
 
 
@@ -144,6 +149,13 @@ def turn_of(strategy: Strategy[Any], state: State, *, round_number: int, memory:
         num_clients=MANY,
         learning_rate=0.1,
     )
+
+
+def asked_of(strategy: Strategy[Any], state: State, delta: Tensors) -> Tensors:
+    """Return a delta with zeros in the ranks that the first client does not train in round 1."""
+    directive = strategy.directive(SLOTS, state, round_number=1, client=0)
+    part = sliced(delta, SLOTS, rank=directive.rank, held=directive.held)
+    return padded(part, SLOTS, rank=directive.rank, held=directive.held)
 
 
 def total_of(strategy: Strategy[Any], updates: list[ClientUpdate]) -> Any:
@@ -197,12 +209,12 @@ def test_the_sweep_covers_the_folder() -> None:
 
     assert plugins.names("strategy") == list(PROMISES), "a new strategy says in PROMISES what it promises"
     assert set(PROMISES) == files
-    assert len(PROMISES) == 17
+    assert len(PROMISES) == 19
     flags = vars(Promises()).keys() - {"least_clients", "sends_all"}
     assert {key: len(having(**{key: True})) for key in flags} == {
-        "one_is_its_mean": 11,
-        "streams": 12,
-        "needs_pairs": 4,
+        "one_is_its_mean": 13,
+        "streams": 14,
+        "needs_pairs": 6,
         "remembers": 2,
         "rewrites": 1,
         "sends_beside": 1,
@@ -228,7 +240,7 @@ def test_one_client_gets_its_own_adapter_back(name: str) -> None:
     found = one_round(strategy, state, [delta]).adapter
 
     trained = trained_slots(strategy, state)
-    for slot, value in (state.adapter + delta).items():
+    for slot, value in (state.adapter + asked_of(strategy, state, delta)).items():
         expected = value if slot in trained else state.adapter[slot]
         torch.testing.assert_close(found[slot], expected, rtol=1e-6, atol=1e-6)
 
@@ -335,11 +347,11 @@ def test_updates_of_different_shapes_are_refused_by_name(name: str) -> None:
     strategy = strategy_of(name)
     state, wrong = started(strategy), dict(draw("delta"))
     slot = "layer.1.lora_B" if "layer.1.lora_B" in trained_slots(strategy, state) else "layer.1.lora_A"
-    wrong[slot] = torch.zeros(4, 1)
+    wrong[slot] = torch.zeros((5, 2) if slot.endswith("B") else (2, 6))
 
-    with pytest.raises(TensorMismatchError, match=rf"{re.escape(slot)} \[4, 1\]"):
+    with pytest.raises(TensorMismatchError, match=rf"{re.escape(slot)} \[(5, \d|\d, 6)\]"):
         one_round(strategy, state, [*[draw("delta")] * (MANY - 1), Tensors(wrong)])
-    with pytest.raises(TensorMismatchError, match=rf"{re.escape(slot)} \[4, 1\]"):
+    with pytest.raises(TensorMismatchError, match=rf"{re.escape(slot)} \[(5, \d|\d, 6)\]"):
         one_round(strategy, state, [Tensors(wrong)] * MANY)
 
 

@@ -122,7 +122,7 @@ def test_every_strategy_finishes_a_run(tmp_path: Path, name: str) -> None:
     assert summary["adapter_digest"] == digest(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fed_sb", "rolora"])
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fed_sb", "rolora", "dylora"])
 def test_a_run_that_stops_goes_on_with_the_same_moments_and_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

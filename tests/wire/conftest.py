@@ -46,10 +46,13 @@ def update(envelope: Envelope) -> Update:
 
 @pytest.fixture
 def headers(envelope: Envelope, update: Update) -> list[Header]:
-    """One header of each kind, and of a broadcast both kinds."""
+    """One header of each kind, and of a broadcast both kinds and one with every field."""
     return [
         Broadcast(envelope=envelope, client=3, kind="train"),
         Broadcast(envelope=envelope, client=0, kind="evaluate", directive=Directive(train=("w.A", "w.B"))),
+        Broadcast(
+            envelope=envelope, client=1, kind="train", directive=Directive(rank=4, held=3, scale=2.5, train=("w.A",))
+        ),
         update,
         Evaluated(envelope=envelope, client=3, num_examples=8, sums={"loss": 2.5, "correct": 7.0}),
         Join(envelope=envelope),

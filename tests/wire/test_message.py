@@ -145,6 +145,33 @@ def test_bytes_that_are_no_protobuf_are_refused() -> None:
             from_bytes(data, Update)
 
 
+WRONG_DIRECTIVES = (
+    Directive(train=("a", "a")),
+    Directive(rank=0),
+    Directive(rank=-1),
+    Directive(rank=2**32),
+    Directive(held=1),
+    Directive(rank=3, held=3),
+    Directive(rank=3, held=-1),
+    Directive(scale=0.0),
+    Directive(scale=-1.0),
+    Directive(scale=math.nan),
+    Directive(scale=math.inf),
+)
+
+
+def test_what_a_directive_leaves_out_takes_no_bytes(envelope: Envelope) -> None:
+    plain, full = (
+        Broadcast(envelope=envelope, client=3, kind="train", directive=directive)
+        for directive in (Directive(), Directive(rank=1, scale=2.0))
+    )
+
+    empty, told = (as_message(header).broadcast.directive for header in (plain, full))
+
+    assert empty.ByteSize() == 0
+    assert (told.rank, told.scale, told.held) == (1, 2.0, 0)
+
+
 def test_a_sender_is_refused_what_a_receiver_would_refuse(envelope: Envelope, update: Update) -> None:
     wrong: list[Header] = [
         replace(update, train_loss=math.nan),
@@ -153,7 +180,7 @@ def test_a_sender_is_refused_what_a_receiver_would_refuse(envelope: Envelope, up
         replace(update, envelope=replace(envelope, round_number=-1)),
         replace(update, envelope=replace(envelope, manifest=envelope.manifest * 2)),
         Evaluated(envelope=envelope, client=3, num_examples=1, sums={"loss": math.inf}),
-        Broadcast(envelope=envelope, client=3, kind="train", directive=Directive(train=("a", "a"))),
+        *(Broadcast(envelope=envelope, client=3, kind="train", directive=directive) for directive in WRONG_DIRECTIVES),
     ]
     for header in wrong:
         with pytest.raises(WireError):

@@ -72,10 +72,16 @@ class Broadcast(_message.Message):
     def __init__(self, kind: _Optional[_Union[Broadcast.Kind, str]] = ..., client: _Optional[int] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ...) -> None: ...
 
 class Directive(_message.Message):
-    __slots__ = ("train",)
+    __slots__ = ("train", "rank", "scale", "held")
     TRAIN_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     train: Slots
-    def __init__(self, train: _Optional[_Union[Slots, _Mapping]] = ...) -> None: ...
+    rank: int
+    scale: float
+    held: int
+    def __init__(self, train: _Optional[_Union[Slots, _Mapping]] = ..., rank: _Optional[int] = ..., scale: _Optional[float] = ..., held: _Optional[int] = ...) -> None: ...
 
 class Slots(_message.Message):
     __slots__ = ("names",)
