@@ -21,6 +21,8 @@ from tests.e2e.test_inline import digest, lines
 from tests.e2e.test_resume import StoppedError, stop_at
 
 NAMES = plugins.names("strategy")
+ADAPTERS = {"fed_sb": {"adapter": {"name": "lora_sb"}}}
+"""Changes of the tiny experiment for strategies that LoRA does not serve."""
 
 
 def factors(bench: Workbench, role: str) -> list[str]:
@@ -116,7 +118,8 @@ def test_rolora_moves_one_factor_a_round_and_the_head_in_each(tmp_path: Path, mo
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_strategy_finishes_a_run(tmp_path: Path, name: str) -> None:
-    summary = simulate(tiny(tmp_path / "run", **needed(name, partition={"num_clients": 5}, rounds={"num_rounds": 2})))
+    few = {"partition": {"num_clients": 5}, "rounds": {"num_rounds": 2}}
+    summary = simulate(tiny(tmp_path / "run", **needed(name, **few, **ADAPTERS.get(name, {}))))
 
     assert [row["failures"] for row in lines(tmp_path / "run")] == [[], [], []]
     assert summary["adapter_digest"] == digest(tmp_path / "run")
@@ -126,12 +129,13 @@ def test_every_strategy_finishes_a_run(tmp_path: Path, name: str) -> None:
 def test_a_run_that_stops_goes_on_with_the_same_moments_and_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    simulate(tiny(tmp_path / "whole", strategy={"name": name}))
+    changes = {"strategy": {"name": name}, **ADAPTERS.get(name, {})}
+    simulate(tiny(tmp_path / "whole", **changes))
     with monkeypatch.context() as patch:
         stop_at(patch, checkpoints, "save", 3, before=False)
         with pytest.raises(StoppedError):
-            simulate(tiny(tmp_path / "cut", strategy={"name": name}))
-    simulate(tiny(tmp_path / "cut", strategy={"name": name}, output={"if_exists": "resume"}))
+            simulate(tiny(tmp_path / "cut", **changes))
+    simulate(tiny(tmp_path / "cut", **changes, output={"if_exists": "resume"}))
 
     for run in ("whole", "cut"):
         assert len(lines(tmp_path / run)) == 4

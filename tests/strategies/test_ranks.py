@@ -16,6 +16,11 @@ from fedpeft.strategies.ranks import added, extended, first_of, padded, sliced
 from fedpeft.tensors import Spec, Tensors
 
 
+def all_of(slots: tuple[Slot, ...]) -> list[Spec]:
+    """An uplink of everything."""
+    return [slot.spec for slot in slots if slot.travels]
+
+
 def slots_of(ranks: tuple[int, ...]) -> tuple[Slot, ...]:
     """Return one pair for each rank, the n-th of scale 1 + 2 n, a head shaped like a factor, and a slot that stays."""
     factors = [
@@ -75,7 +80,7 @@ def test_padding_is_the_inverse_of_slicing(ranks: tuple[int, ...], data: st.Data
     part = sliced(whole, slots, rank=rank, held=held)
     back = padded(part, slots, rank=rank, held=held)
 
-    assert part.manifest() == directive.select(slots, [slot.spec for slot in slots])
+    assert part.manifest() == directive.select(slots, all_of(slots))
     assert all(tensor.is_contiguous() for tensor in part.values())
     assert back.manifest() == whole.manifest()
     assert sliced(back, slots, rank=rank, held=held) == part
@@ -93,12 +98,9 @@ def test_all_ranks_is_the_tensors_themselves() -> None:
 
     assert sliced(whole, slots, rank=None) is whole
     assert padded(whole, slots, rank=None) is whole
-    assert Directive().select(slots, [slot.spec for slot in slots]) == whole.manifest()
-    assert (
-        Directive(train=("1.B", "head")).select(slots, [slot.spec for slot in slots])
-        == whole.select(["1.B", "head"]).manifest()
-    )
-    assert Directive(train=("1.B",), rank=2).select(slots, [slot.spec for slot in slots]) == (
+    assert Directive().select(slots, all_of(slots)) == whole.manifest()
+    assert Directive(train=("1.B", "head")).select(slots, all_of(slots)) == whole.select(["1.B", "head"]).manifest()
+    assert Directive(train=("1.B",), rank=2).select(slots, all_of(slots)) == (
         Spec(name="1.B", shape=(3, 2), dtype="float32"),
     )
 
@@ -113,7 +115,7 @@ def test_ranks_that_a_pair_does_not_have_are_refused_by_its_name(rank: int | Non
     with pytest.raises(UnsupportedError, match=r"0\.A: ranks .* of 2"):
         padded(whole, slots, rank=rank, held=held)
     with pytest.raises(UnsupportedError, match=r"0\.A: ranks .* of 2"):
-        Directive(rank=rank, held=held).select(slots, [slot.spec for slot in slots])
+        Directive(rank=rank, held=held).select(slots, all_of(slots))
 
 
 @pytest.mark.parametrize("name", ["0.A", "0.B", "head"])
