@@ -15,8 +15,10 @@ Factor = Literal["A", "B"]
 """A is the factor next to the input, B the one next to the output."""
 
 
-def require_pairs(slots: Sequence[Slot], *, strategy: str) -> None:
-    """Refuse an adapter that has no A/B pair.
+def require_pairs(
+    slots: Sequence[Slot], *, strategy: str, why: str = "holds one factor of each A/B pair still"
+) -> None:
+    """Refuse an adapter that has no A/B pair; ``why`` is what the strategy does with them.
 
     Raises:
         UnsupportedError: names the strategy and what the adapter has instead.
@@ -24,7 +26,7 @@ def require_pairs(slots: Sequence[Slot], *, strategy: str) -> None:
     if not pairs(slots):
         roles = ", ".join(sorted({slot.role for slot in slots if slot.travels})) or "none"
         raise UnsupportedError(
-            f"strategy {strategy!r} holds one factor of each A/B pair still, and this adapter has no pairs "
+            f"strategy {strategy!r} {why}, and this adapter has no pairs "
             f"(its roles: {roles}); use an adapter such as 'lora'"
         )
 

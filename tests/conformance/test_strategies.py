@@ -30,6 +30,10 @@ class Promises:
     """Fewer are refused."""
     needs_pairs: bool = False
     """An adapter without A/B pairs is refused, and one factor is held still."""
+    moves_both: bool = False
+    """Of one that needs pairs: both factors train, none is held still."""
+    keeps_product: bool = False
+    """One client gets the product of its factors back, in factors of the server's own; all else is its mean."""
 
 
 PROMISES = {
@@ -40,12 +44,15 @@ PROMISES = {
     "fedprox": Promises(one_is_its_mean=True),
     "fedyogi": Promises(),
     "ffa_lora": Promises(one_is_its_mean=True, needs_pairs=True),
+    "flexlora": Promises(streams=False, needs_pairs=True, moves_both=True, keeps_product=True),
+    "florist": Promises(streams=False, needs_pairs=True, moves_both=True, keeps_product=True),
     "krum": Promises(streams=False, least_clients=5),
+    "lora_fair": Promises(one_is_its_mean=True, streams=False, needs_pairs=True, moves_both=True),
     "median": Promises(one_is_its_mean=True, streams=False),
     "rolora": Promises(one_is_its_mean=True, needs_pairs=True),
     "trimmed_mean": Promises(streams=False, least_clients=3),
 }
-SHARED = {"base", "held", "moments", "stacking", "weighting"}
+SHARED = {"base", "held", "moments", "products", "repair", "stacking", "weighting"}
 """Modules of the folder that are no strategies."""
 MANY = 5
 """Clients enough for any of them."""
@@ -133,11 +140,11 @@ def test_the_sweep_covers_the_folder() -> None:
 
     assert plugins.names("strategy") == list(PROMISES), "a new strategy says in PROMISES what it promises"
     assert set(PROMISES) == files
-    assert len(PROMISES) == 11
+    assert len(PROMISES) == 14
     assert {key: len(having(**{key: True})) for key in ("one_is_its_mean", "streams", "needs_pairs")} == {
-        "one_is_its_mean": 6,
+        "one_is_its_mean": 7,
         "streams": 8,
-        "needs_pairs": 2,
+        "needs_pairs": 5,
     }
     assert all(plugins.describe("strategy").values())
 
@@ -160,7 +167,9 @@ def test_one_client_gets_its_own_adapter_back(name: str) -> None:
         torch.testing.assert_close(found[slot], expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in having(one_is_its_mean=False) if PROMISES[name].least_clients == 1])
+@pytest.mark.parametrize(
+    "name", [name for name in having(one_is_its_mean=False, keeps_product=False) if PROMISES[name].least_clients == 1]
+)
 def test_where_one_client_is_not_its_mean_the_table_is_right_to_say_so(name: str) -> None:
     strategy = strategy_of(name)
     state, delta = started(strategy), draw("delta")
@@ -168,6 +177,26 @@ def test_where_one_client_is_not_its_mean_the_table_is_right_to_say_so(name: str
     found = one_round(strategy, state, [delta]).adapter
 
     assert not any(torch.allclose(found[slot], value, rtol=1e-3) for slot, value in (state.adapter + delta).items())
+
+
+@pytest.mark.parametrize("name", having(keeps_product=True))
+def test_one_client_gets_its_product_back_in_other_factors(name: str) -> None:
+    strategy = plugins.load("strategy", name).make(exact_options(name))
+    state, delta = started(strategy), draw("delta")
+
+    found, mine = one_round(strategy, state, [delta]).adapter, state.adapter + delta
+
+    torch.testing.assert_close(found["head.weight"], mine["head.weight"])
+    for block in range(2):
+        a, b = (f"layer.{block}.lora_{role}" for role in "AB")
+        torch.testing.assert_close(found[b] @ found[a], mine[b] @ mine[a], rtol=1e-5, atol=1e-5)
+        assert not any(torch.allclose(found[slot], mine[slot], rtol=1e-3) for slot in (a, b))
+
+
+def exact_options(name: str) -> Any:
+    """Return the options with which nothing of the product is cut off."""
+    options = plugins.load("strategy", name).Options
+    return options(**{key: 1.0 for key in ("tau",) if key in options.model_fields})
 
 
 @pytest.mark.parametrize("name", [name for name, made in PROMISES.items() if made.least_clients > 1])
@@ -203,7 +232,7 @@ def test_what_was_not_trained_stays_to_the_bit_and_what_was_moves(name: str, rou
     found = one_round(strategy, state, deltas, round_number=round_number).adapter
 
     assert trained <= sent <= set(state.adapter)
-    assert (trained != set(state.adapter)) == PROMISES[name].needs_pairs
+    assert (trained != set(state.adapter)) == (PROMISES[name].needs_pairs and not PROMISES[name].moves_both)
     assert {slot for slot in found if not torch.equal(found[slot], state.adapter[slot])} == trained
 
 
