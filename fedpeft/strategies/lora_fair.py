@@ -35,7 +35,7 @@ from fedpeft.tensors import Tensors
 
 __all__ = ["LoraFair", "Options", "make"]
 
-_DESCENT = {"num_steps": 1000, "step_size": 0.01}
+_NUM_STEPS, _STEP_SIZE = 1000, 0.01
 _TINY = 1e-7
 """Of the size its factors would allow: float32 keeps nothing of a product below it."""
 
@@ -61,7 +61,8 @@ class Options(Frozen):
         """Fill in cosine's defaults, so that results show them."""
         if not isinstance(given, dict) or given.get("variant") != "cosine":
             return given
-        return _DESCENT | {name: value for name, value in given.items() if value is not None}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return {"num_steps": _NUM_STEPS, "step_size": _STEP_SIZE} | chosen
 
     @model_validator(mode="after")
     def _with_effect(self) -> Self:
@@ -119,8 +120,8 @@ class LoraFair(Strategy[Stack]):
             gram,
             norm=whole.norm(),
             penalty=options.regularization,
-            num_steps=options.num_steps or _DESCENT["num_steps"],
-            step_size=options.step_size or _DESCENT["step_size"],
+            num_steps=options.num_steps or _NUM_STEPS,
+            step_size=options.step_size or _STEP_SIZE,
         )
 
 

@@ -22,7 +22,8 @@ def ridge(missing: Tensor, gram: Tensor, *, penalty: float) -> Tensor:
     damped = values.clamp(min=0.0) + penalty
     usable = damped > len(values) * _EPSILON * damped[-1]
     inverse = torch.where(usable, 1.0 / torch.where(usable, damped, torch.ones_like(damped)), torch.zeros_like(damped))
-    return (missing @ vectors) * inverse @ vectors.T
+    found: Tensor = (missing @ vectors) * inverse @ vectors.T
+    return found
 
 
 def cosine(
@@ -37,10 +38,12 @@ def cosine(
     rank = b.shape[1]
     basis = torch.cat([b, wanted], dim=1)
     inner = basis.T @ basis
-    start, goal = torch.eye(2 * rank, dtype=b.dtype).split(rank, dim=1)
+    whole = torch.eye(2 * rank, dtype=b.dtype)
+    start, goal = whole[:, :rank], whole[:, rank:]
     objective = _Objective(inner, gram, start, goal, norm=norm, penalty=penalty)
     found = _descend(objective, start, num_steps=num_steps, step_size=step_size)
-    return basis @ (found - start)
+    change: Tensor = basis @ (found - start)
+    return change
 
 
 class _Objective:
