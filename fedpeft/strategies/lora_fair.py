@@ -107,7 +107,7 @@ class LoraFair(Strategy[Stack]):
         options, weights = self.options, shares(updates, self.options.weighting)
         a, b = mean[pair.a.name], mean[pair.b.name]
         gram = a @ a.T
-        missing = _missing(stacked(pair, updates, weights), a, weights)
+        missing = _missing(pair, updates, weights, a)
         if options.variant == "ridge":
             relative = float(gram.trace()) / len(gram)
             return ridge(missing, gram, penalty=options.regularization * relative)
@@ -130,11 +130,14 @@ def make(options: Options) -> LoraFair:
     return LoraFair(options=options)
 
 
-def _missing(deltas: Product, a: Tensor, weights: Sequence[float]) -> Tensor:
+def _missing(pair: Pair, updates: Sequence[ClientUpdate], weights: Sequence[float], a: Tensor) -> Tensor:
     """Return R A^T (d_out, r), from R = sum_k p_k dB_k (dA_k - mean dA): small differences are never lost in B A."""
-    turned = (deltas.a @ a.T).reshape(len(weights), -1, len(a))
-    mean = torch.einsum("k,krs->rs", torch.tensor(weights, dtype=a.dtype), turned)
-    return deltas.b @ (turned - mean).reshape(-1, len(a))
+    turned = [update.delta[pair.a.name].to(torch.float64) @ a.T for update in updates]
+    mean = sum((weight * matrix for weight, matrix in zip(weights, turned, strict=True)), torch.zeros_like(turned[0]))
+    total = a.new_zeros(pair.b.shape)
+    for update, weight, matrix in zip(updates, weights, turned, strict=True):
+        total.addmm_(update.delta[pair.b.name].to(torch.float64), weight * (matrix - mean))
+    return total
 
 
 def _vanishes(product: Product) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedpeft.adapters.base import Pair, Slot, pairs
 from fedpeft.seeds import generator
 from fedpeft.strategies.base import ClientUpdate, Stack, State, WeightedSum
-from fedpeft.strategies.weighting import Weighting, accumulate_weighted, mean_delta
+from fedpeft.strategies.weighting import Weighting, mean_delta
 from fedpeft.tensors import Tensors
 
 __all__ = ["Keep", "Product", "Split", "Svd", "averaged", "decompose", "in_order", "recomputed", "shares", "stacked"]
@@ -62,7 +62,7 @@ def in_order(total: Stack) -> tuple[ClientUpdate, ...]:
 
 def shares(updates: Sequence[ClientUpdate], weighting: Weighting) -> tuple[float, ...]:
     """Return p_k of each update; they sum to one."""
-    counts = [float(update.num_examples) if weighting == "examples" else 1.0 for update in updates]
+    counts = _counts(updates, weighting)
     return tuple(count / sum(counts) for count in counts)
 
 
@@ -73,19 +73,19 @@ def averaged(state: State, updates: Sequence[ClientUpdate], weighting: Weighting
         RunError: the updates weigh nothing, so there is no mean.
         TensorMismatchError: the updates are not of this adapter; names the first difference.
     """
-    total = WeightedSum()
-    for update in updates:
-        total = accumulate_weighted(total, update, weighting=weighting)
-    return state.adapter.to(torch.float64) + mean_delta(total)
+    weights = _counts(updates, weighting)
+    sums = Tensors((name, _sum([update.delta[name] for update in updates], weights)) for name in updates[0].delta)
+    mean = mean_delta(WeightedSum(tensors=sums, weight=sum(weights), num_updates=len(updates)))
+    return state.adapter.to(torch.float64) + mean
 
 
 def stacked(
     pair: Pair, updates: Sequence[ClientUpdate], weights: Sequence[float], start: Tensors | None = None
 ) -> Product:
-    """Return the weighted sum over clients of B_k A_k, or of dB_k dA_k where ``start`` is left out.
+    """Return the weighted sum over clients of B_k A_k, where these are the deltas added to ``start``'s factors.
 
-    Weights need not sum to one: where clients scale differently, s_k / s belongs in them. ``start`` holds the factors
-    that the deltas are added to; a client's pair has shapes (d_out, r_k) and (r_k, d_in).
+    Without ``start`` the updates' own tensors are the factors, (d_out, r_k) and (r_k, d_in) of any rank. Weights need
+    not sum to one: where clients scale differently, s_k / s belongs in them.
     """
     b = [update.delta[pair.b.name].to(torch.float64) for update in updates]
     a = [update.delta[pair.a.name].to(torch.float64) for update in updates]
@@ -132,6 +132,17 @@ def recomputed(
             b, a = _factors(pair, svd, split=split, num_kept=min(keep(svd.s), _rank(svd), pair.a.shape[0]))
             factors |= {pair.b.name: b, pair.a.name: a}
     return State(adapter=mean.replace(factors).to(torch.float32), memory=state.memory)
+
+
+def _sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    total = torch.zeros_like(tensors[0], dtype=torch.float64)
+    for tensor, weight in zip(tensors, weights, strict=True):
+        total.add_(tensor, alpha=weight)
+    return total
+
+
+def _counts(updates: Sequence[ClientUpdate], weighting: Weighting) -> list[float]:
+    return [float(update.num_examples) if weighting == "examples" else 1.0 for update in updates]
 
 
 def _factors(pair: Pair, svd: Svd, *, split: Split, num_kept: int) -> tuple[Tensor, Tensor]:

@@ -66,6 +66,10 @@ def test_metrics_settings_and_cost_are_in_tables(experiment: Experiment, records
     assert experiment.hash in card
 
 
+def test_the_strategy_is_named_with_its_options(experiment: Experiment, records: list[RoundRecord]) -> None:
+    assert 'with the strategy `fedavg` (`weighting = "examples"`). The' in _card(experiment, records)
+
+
 def test_a_bar_in_a_value_does_not_break_the_table(experiment: Experiment, records: list[RoundRecord]) -> None:
     summary = summarise(experiment, records, adapter_digest="d") | {"versions": {"a|b": "1\n2"}}
     assert "| a\\|b | 1 2 |" in model_card(experiment, summary, base=HUB, in_peft_format=True)
