@@ -69,7 +69,9 @@ def _opening(experiment: Experiment, summary: Mapping[str, Any], base: Base) -> 
 def _strategy(experiment: Experiment) -> str:
     """Return the strategy's name, and its options as they were: one name may stand for several variants."""
     given = experiment.strategy.table()
-    options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in given.items() if key != "name")
+    options = ", ".join(
+        f"{key} = {json.dumps(value)}" for key, value in given.items() if key != "name" and value is not None
+    )
     return f"`{experiment.strategy.name}`" + f" (`{options}`)" * bool(options)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -66,8 +67,12 @@ def test_metrics_settings_and_cost_are_in_tables(experiment: Experiment, records
     assert experiment.hash in card
 
 
-def test_the_strategy_is_named_with_its_options(experiment: Experiment, records: list[RoundRecord]) -> None:
-    assert 'with the strategy `fedavg` (`weighting = "examples"`). The' in _card(experiment, records)
+def test_the_strategy_is_named_with_its_options(
+    make_experiment: Callable[..., Experiment], records: list[RoundRecord]
+) -> None:
+    fair = make_experiment(strategy={"name": "lora_fair"})
+    options = 'variant = "ridge", regularization = 0.01, weighting = "examples"'
+    assert f"with the strategy `lora_fair` (`{options}`). The" in _card(fair, records)
 
 
 def test_a_bar_in_a_value_does_not_break_the_table(experiment: Experiment, records: list[RoundRecord]) -> None:
