@@ -62,8 +62,17 @@ def _opening(experiment: Experiment, summary: Mapping[str, Any], base: Base) -> 
     return (
         f"An adapter (`{experiment.adapter.name}`) for `{base.reference}`{revision}, trained with fedpeft for the task "
         f"`{experiment.task.name}` over {summary['num_rounds']} federated rounds with the strategy "
-        f"`{experiment.strategy.name}`. The clients' examples never left them; changes of the adapter did."
+        f"{_strategy(experiment)}. The clients' examples never left them; changes of the adapter did."
     )
+
+
+def _strategy(experiment: Experiment) -> str:
+    """Return the strategy's name, and its options as they were: one name may stand for several variants."""
+    given = experiment.strategy.table()
+    options = ", ".join(
+        f"{key} = {json.dumps(value)}" for key, value in given.items() if key != "name" and value is not None
+    )
+    return f"`{experiment.strategy.name}`" + f" (`{options}`)" * bool(options)
 
 
 def _results(summary: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ def summarise(experiment: Experiment, records: Sequence[RoundRecord], *, adapter
         "name": experiment.name,
         "config_hash": experiment.hash,
         "seed": experiment.seed,
+        "strategy": experiment.strategy.table(),
         "versions": versions(),
         "num_rounds": max((record.round for record in records), default=0),
         **_metrics([record for record in records if record.metrics]),

@@ -54,7 +54,7 @@ class FedRotLora(Strategy[WeightedSum]):
         Raises:
             UnsupportedError: says so.
         """
-        require_pairs(slots, strategy="fedrot_lora", does="turns the factors of each A/B pair")
+        require_pairs(slots, strategy="fedrot_lora", why="turns the factors of each A/B pair")
 
     def finish(self, turn: Turn, trained: Tensors, *, num_steps: int) -> Parting:
         """Send the trained adapter with each pair turned towards what was received."""

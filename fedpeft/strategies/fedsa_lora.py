@@ -47,7 +47,7 @@ class FedSaLora(Strategy[WeightedSum]):
         Raises:
             UnsupportedError: says so.
         """
-        require_pairs(slots, strategy="fedsa_lora", does="shares one factor of each A/B pair")
+        require_pairs(slots, strategy="fedsa_lora", why="shares one factor of each A/B pair")
 
     def check_settings(self, *, train: Train, evaluate: Evaluate) -> None:
         """Refuse a run that would measure no client's adapter.

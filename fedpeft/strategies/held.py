@@ -16,9 +16,9 @@ Factor = Literal["A", "B"]
 
 
 def require_pairs(
-    slots: Sequence[Slot], *, strategy: str, does: str = "holds one factor of each A/B pair still"
+    slots: Sequence[Slot], *, strategy: str, why: str = "holds one factor of each A/B pair still"
 ) -> None:
-    """Refuse an adapter that has no A/B pair; ``does`` is why the strategy needs one.
+    """Refuse an adapter that has no A/B pair; ``why`` is what the strategy does with them.
 
     Raises:
         UnsupportedError: names the strategy and what the adapter has instead.
@@ -26,7 +26,7 @@ def require_pairs(
     if not pairs(slots):
         roles = ", ".join(sorted({slot.role for slot in slots if slot.travels})) or "none"
         raise UnsupportedError(
-            f"strategy {strategy!r} {does}, and this adapter has no pairs "
+            f"strategy {strategy!r} {why}, and this adapter has no pairs "
             f"(its roles: {roles}); use an adapter such as 'lora'"
         )
 

@@ -49,6 +49,8 @@ class Promises:
     """What was trained goes into the residual: the factors after a round are fresh ones, B zero."""
     needs_core: bool = False
     """An adapter without a linear core is refused."""
+    keeps_product: bool = False
+    """One client gets the product of its factors back, in factors of the server's own; all else is its mean."""
 
 
 PROMISES = {
@@ -66,15 +68,18 @@ PROMISES = {
     ),
     "fedyogi": Promises(),
     "ffa_lora": Promises(one_is_its_mean=True, needs_pairs=True, sends_all=False),
+    "flexlora": Promises(streams=False, needs_pairs=True, keeps_product=True),
     "flora": Promises(streams=False, needs_lora=True, begins_anew=True),
+    "florist": Promises(streams=False, needs_pairs=True, keeps_product=True),
     "hetlora": Promises(one_is_its_mean=True, needs_pairs=True),
     "krum": Promises(streams=False, least_clients=5),
+    "lora_fair": Promises(one_is_its_mean=True, streams=False, needs_pairs=True),
     "median": Promises(one_is_its_mean=True, streams=False),
     "rolora": Promises(one_is_its_mean=True, needs_pairs=True, sends_all=False),
     "scaffold": Promises(one_is_its_mean=True, remembers=True, sends_beside=True, needs_settings=True),
     "trimmed_mean": Promises(streams=False, least_clients=3),
 }
-SHARED = {"base", "held", "moments", "ranks", "residual", "stacking", "weighting"}
+SHARED = {"base", "held", "moments", "products", "ranks", "repair", "residual", "stacking", "weighting"}
 """Modules of the folder that are no strategies."""
 MANY = 5
 """Clients enough for any of them."""
@@ -209,12 +214,12 @@ def test_the_sweep_covers_the_folder() -> None:
 
     assert plugins.names("strategy") == list(PROMISES), "a new strategy says in PROMISES what it promises"
     assert set(PROMISES) == files
-    assert len(PROMISES) == 19
+    assert len(PROMISES) == 22
     flags = vars(Promises()).keys() - {"least_clients", "sends_all"}
     assert {key: len(having(**{key: True})) for key in flags} == {
-        "one_is_its_mean": 13,
+        "one_is_its_mean": 14,
         "streams": 14,
-        "needs_pairs": 6,
+        "needs_pairs": 9,
         "remembers": 2,
         "rewrites": 1,
         "sends_beside": 1,
@@ -222,6 +227,7 @@ def test_the_sweep_covers_the_folder() -> None:
         "needs_lora": 2,
         "begins_anew": 1,
         "needs_core": 1,
+        "keeps_product": 2,
     }
     assert len(having(sends_all=False)) == 3
     assert all(plugins.describe("strategy").values())
@@ -246,7 +252,12 @@ def test_one_client_gets_its_own_adapter_back(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in having(one_is_its_mean=False, begins_anew=False) if PROMISES[name].least_clients == 1]
+    "name",
+    [
+        name
+        for name in having(one_is_its_mean=False, begins_anew=False, keeps_product=False)
+        if PROMISES[name].least_clients == 1
+    ],
 )
 def test_where_one_client_is_not_its_mean_the_table_is_right_to_say_so(name: str) -> None:
     strategy = strategy_of(name)
@@ -255,6 +266,26 @@ def test_where_one_client_is_not_its_mean_the_table_is_right_to_say_so(name: str
     found = one_round(strategy, state, [delta]).adapter
 
     assert not any(torch.allclose(found[slot], value, rtol=1e-3) for slot, value in (state.adapter + delta).items())
+
+
+@pytest.mark.parametrize("name", having(keeps_product=True))
+def test_one_client_gets_its_product_back_in_other_factors(name: str) -> None:
+    strategy = plugins.load("strategy", name).make(exact_options(name))
+    state, delta = started(strategy), draw("delta")
+
+    found, mine = one_round(strategy, state, [delta]).adapter, state.adapter + delta
+
+    torch.testing.assert_close(found["head.weight"], mine["head.weight"])
+    for block in range(2):
+        a, b = (f"layer.{block}.lora_{role}" for role in "AB")
+        torch.testing.assert_close(found[b] @ found[a], mine[b] @ mine[a], rtol=1e-5, atol=1e-5)
+        assert not any(torch.allclose(found[slot], mine[slot], rtol=1e-3) for slot in (a, b))
+
+
+def exact_options(name: str) -> Any:
+    """Return the options with which nothing of the product is cut off."""
+    options = plugins.load("strategy", name).Options
+    return options(**{key: 1.0 for key in ("tau",) if key in options.model_fields})
 
 
 @pytest.mark.parametrize("name", [name for name, made in PROMISES.items() if made.least_clients > 1])

@@ -151,7 +151,31 @@ def test_a_cohort_too_small_for_the_rule_is_refused_before_anything_is_written(t
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["fedrot_lora", "fedsa_lora", "ffa_lora", "rolora"])
+@pytest.mark.parametrize("variant", ["ridge", "cosine"])
+def test_the_variant_of_a_strategy_is_in_what_a_run_leaves_behind(tmp_path: Path, variant: str) -> None:
+    strategy = {"name": "lora_fair", "variant": variant} | ({"num_steps": 5} if variant == "cosine" else {})
+    summary = simulate(tiny(tmp_path / "run", strategy=strategy, rounds={"num_rounds": 1}))
+
+    assert summary["strategy"] == RunDirectory.open(tmp_path / "run").summary()["strategy"]
+    assert (summary["strategy"]["variant"], summary["strategy"]["regularization"]) == (variant, 0.01)
+    assert f'(`variant = "{variant}", regularization = 0.01' in (tmp_path / "run" / "adapter" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["lora_fair", "flexlora", "florist"])
+def test_what_repairs_the_product_sends_no_more_than_plain_averaging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    experiment = tiny(tmp_path / "run", strategy={"name": name}, rounds={"num_rounds": 1})
+    seen = watch_bodies(monkeypatch)
+
+    simulate(experiment)
+
+    assert seen["up"] == seen["down"] == {4 * assemble(experiment).adapted.initial.num_elements}
+
+
+@pytest.mark.parametrize(
+    "name", ["fedrot_lora", "fedsa_lora", "ffa_lora", "flexlora", "florist", "lora_fair", "rolora"]
+)
 def test_an_adapter_without_pairs_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
     with pytest.raises(UnsupportedError, match="no pairs"):
         simulate(tiny(tmp_path / "run", **needed(name, adapter={"name": "ia3"})))

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -64,6 +65,14 @@ def test_metrics_settings_and_cost_are_in_tables(experiment: Experiment, records
     assert "Up 3 kB, down 6 kB, 6.5 s, 1 failed replies." in card
     assert "| train.learning_rate | 0.001 |" in card
     assert experiment.hash in card
+
+
+def test_the_strategy_is_named_with_its_options(
+    make_experiment: Callable[..., Experiment], records: list[RoundRecord]
+) -> None:
+    fair = make_experiment(strategy={"name": "lora_fair"})
+    options = 'variant = "ridge", regularization = 0.01, weighting = "examples"'
+    assert f"with the strategy `lora_fair` (`{options}`). The" in _card(fair, records)
 
 
 def test_a_bar_in_a_value_does_not_break_the_table(experiment: Experiment, records: list[RoundRecord]) -> None:

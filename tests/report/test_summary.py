@@ -9,6 +9,7 @@ from fedpeft.report.summary import summarise
 def test_the_summary_adds_up_the_rounds(experiment: Experiment, records: list[RoundRecord]) -> None:
     summary = summarise(experiment, records, adapter_digest="abc")
     assert (summary["name"], summary["seed"], summary["config_hash"]) == ("tiny", 7, experiment.hash)
+    assert summary["strategy"] == {"name": "third_party.part", **experiment.strategy.options.model_dump()}
     assert summary["num_rounds"] == 3
     assert summary["first"] == {"round": 0, "metrics": {"loss": 1.2, "accuracy": 0.25}}
     assert summary["last"] == {"round": 3, "metrics": {"loss": 1.1 / 3, "accuracy": 0.75}}
