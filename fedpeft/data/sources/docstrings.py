@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, Self, final
+from typing import Annotated, Literal, NamedTuple, Self, final
 
 from datasets import Dataset
 from pydantic import Field, model_validator
@@ -42,8 +42,10 @@ class Options(Frozen):
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of the texts that is held out."""
     pairs: bool = False
-    """Give pairs instead: a text's first sentence and, in ``text2``, its continuation or that of another text of the
-    same package; the label says which. min_words then counts for either passage."""
+    """Give pairs instead: a text's first sentence and, in ``text2``, its continuation or that of another text; the
+    label says which. min_words then counts for either passage."""
+    pairs_within: Literal["package", "all"] = "package"
+    """Where the other text of a pair comes from: the same package, which is hard to tell, or any of them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -51,6 +53,8 @@ class Options(Frozen):
             raise ValueError("packages: expected each package once")
         if self.min_words > self.max_words:
             raise ValueError(f"min_words = {self.min_words}: expected <= max_words = {self.max_words}")
+        if self.pairs_within != "package" and not self.pairs:
+            raise ValueError(f"pairs_within = {self.pairs_within!r}: has no effect without pairs = true")
         return self
 
 
@@ -87,7 +91,8 @@ class Docstrings(Source):
     def _pairs(self, examples: list[_Example], seed: int) -> dict[str, list[str] | list[int]]:
         parts = [pairs.passages(example.text, min_words=self.options.min_words) for example in examples]
         whole = [part for part in parts if part]
-        made = pairs.joined(whole, [example.package for example in examples], seed=seed)
+        within = self.options.pairs_within == "package"
+        made = pairs.joined(whole, [example.package if within else "all packages" for example in examples], seed=seed)
         first, second, labels = zip(*made, strict=True)
         return {"text": list(first), "text2": list(second), "label": list(labels)}
 

@@ -120,3 +120,28 @@ def test_a_missing_package_is_named() -> None:
 def test_options_that_cannot_work_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         docstrings.Options.model_validate(options)
+
+
+def paired(within: str) -> dict[str, tuple[str, int]]:
+    """Return second passage -> package of the first, and label."""
+    options = {"packages": ("numpy", "scipy", "pandas"), "max_per_package": 60, "pairs": True, "pairs_within": within}
+    splits = load(**options)
+    rows = concatenate_datasets([splits.train, splits.test])
+    assert splits.label_names == ("different", "same")
+    assert len({row["text"] for row in rows}) == len({row["text2"] for row in rows}) == len(rows) == 180
+    return {row["text2"]: (row["client"].split(".")[0], row["label"]) for row in rows}
+
+
+def test_pairs_exchange_within_a_package_or_across_all() -> None:
+    package, everywhere = paired("package"), paired("all")
+
+    assert package.keys() == everywhere.keys()
+    assert Counter(label for _, label in package.values()) == Counter(label for _, label in everywhere.values())
+    assert sum(label for _, label in package.values()) == 90
+    crossed = sum(package[second][0] != everywhere[second][0] for second in package)
+    assert 30 < crossed < 90  # two in three of the exchanged
+
+
+def test_where_pairs_exchange_is_refused_where_there_are_none() -> None:
+    with pytest.raises(ValidationError, match=r"pairs_within = 'all': has no effect without pairs"):
+        docstrings.Options.model_validate({"pairs_within": "all"})
