@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fedpeft.data.splits import permutation
 from fedpeft.errors import DataError
 
-__all__ = ["LABELS", "joined", "passages"]
+__all__ = ["LABELS", "distinct", "joined", "passages"]
 
 LABELS = ("different", "same")
 """Of a pair: the second passage continues another text, or this one."""
@@ -21,10 +21,21 @@ def passages(text: str, *, min_words: int) -> tuple[str, str] | None:
     return (first, rest[0]) if long_enough else None
 
 
+def distinct(texts: Sequence[str], *, min_words: int) -> list[int]:
+    """Return the places of texts neither of whose passages stands in an earlier text, whatever its case."""
+    kept, seen = [], set[str]()
+    for index, text in enumerate(texts):
+        both = {part.lower() for part in passages(text, min_words=min_words) or ()}
+        if both and not both & seen:
+            kept.append(index)
+            seen |= both
+    return kept
+
+
 def joined(parts: Sequence[tuple[str, str]], groups: Sequence[str], *, seed: int) -> list[tuple[str, str, int]]:
     """Return a pair and its label for each text: half of each group keep their continuation, half exchange theirs.
 
-    Each passage stands in one pair, so that no passage is seen in training and held out.
+    Each passage stands in one pair; of distinct ones none is seen in training and held out.
 
     Raises:
         DataError: a group is too small to exchange anything.

@@ -91,7 +91,7 @@ class FlowerStrategy(FlowerBase):
         state, updates, contents = self._required_state(), [], []
         for reply in replies:
             try:
-                updates.append(self._update(reply, state))
+                updates.append(self._strategy.prepare(self._slots, state, self._update(reply, state)))
                 contents.append(reply.content)
             except FedpeftError as error:
                 _LOG.warning("round %d: reply of node %d is left out: %s", server_round, _node(reply), error)
@@ -130,6 +130,11 @@ class FlowerStrategy(FlowerBase):
         """Note what a client is to train, and say so in its config where that is not everything."""
         node = message.metadata.dst_node_id
         directive = self._strategy.directive(self._slots, state, round_number=server_round, client=node)
+        if directive.rank is not None:
+            raise UnsupportedError(
+                f"strategy {self._name!r} sends clients part of the ranks, which a plain ClientApp cannot train: "
+                "run it as fedpeft"
+            )
         self._asked[node] = tuple(state.adapter) if directive.train is None else directive.train
         if directive.train is None:
             return message
@@ -168,16 +173,28 @@ class FlowerStrategy(FlowerBase):
         return self._state
 
 
+_NEEDS_OUR_CLIENT = {
+    "penalty": "adds a penalty to each local step",
+    "local_penalty": "adds a penalty to each local step",
+    "begin": "has clients put back what they kept",
+    "finish": "has clients rework what they trained",
+    "uplink": "has clients keep a part of it",
+    "beside": "has more than an adapter travel",
+    "residual_parts": "has clients change frozen weights",
+    "rescales": "has clients change the scale of pairs",
+}
+"""Methods whose part on the client a plain ClientApp does not do, and what one that has its own asks of clients."""
+
+
 def _made(name: str, options: dict[str, Any]) -> Strategy[Any]:
     module = vars(plugins.load("strategy", name))
     try:
         strategy: Strategy[Any] = module["make"](module["Options"].model_validate(options))
     except ValidationError as error:
         raise ConfigError("\n".join(explain(f"strategy {name!r}", module["Options"], options, error))) from error
-    if type(strategy).penalty is not Strategy.penalty:
-        raise UnsupportedError(
-            f"strategy {name!r} adds a penalty to each local step, which a plain ClientApp does not: run it as fedpeft"
-        )
+    for method, does in _NEEDS_OUR_CLIENT.items():
+        if vars(Strategy)[method] is not getattr(type(strategy), method):
+            raise UnsupportedError(f"strategy {name!r} {does}, which a plain ClientApp does not: run it as fedpeft")
     return strategy
 
 

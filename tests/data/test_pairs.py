@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedpeft.data.pairs import joined, passages
+from fedpeft.data.pairs import distinct, joined, passages
 from fedpeft.errors import DataError
 
 
@@ -24,6 +24,18 @@ def parts(count: int) -> list[tuple[str, str]]:
 )
 def test_a_text_is_cut_after_its_first_sentence(text: str, expected: tuple[str, str] | None) -> None:
     assert passages(text, min_words=2) == expected
+
+
+def test_a_text_that_repeats_a_passage_of_another_is_left_out() -> None:
+    texts = [
+        "One is here. Two is there.",
+        "ONE is here. Three is there.",
+        "Four is here. two is there.",
+        "Five is. Six is.",
+    ]
+
+    assert distinct([*texts, "too short. At all."], min_words=2) == [0, 3, 4]
+    assert distinct([*texts, "too short. At all."], min_words=3) == [0]
 
 
 def test_half_of_each_group_exchange_their_continuations_among_themselves() -> None:

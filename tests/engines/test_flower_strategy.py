@@ -244,6 +244,12 @@ def test_clients_are_drawn_as_the_given_fedavg_says() -> None:
     ("name", "options", "error", "said"),
     [
         ("fedprox", {}, UnsupportedError, "strategy 'fedprox' adds a penalty to each local step"),
+        ("scaffold", {}, UnsupportedError, "strategy 'scaffold' adds a penalty to each local step"),
+        ("fedsa_lora", {}, UnsupportedError, "strategy 'fedsa_lora' has clients put back what they kept"),
+        ("fedrot_lora", {}, UnsupportedError, "strategy 'fedrot_lora' has clients rework what they trained"),
+        ("fedex_lora", {}, UnsupportedError, "strategy 'fedex_lora' has clients change frozen weights"),
+        ("flora", {}, UnsupportedError, "strategy 'flora' has clients change frozen weights"),
+        ("dylora", {}, UnsupportedError, "strategy 'dylora' has clients change the scale of pairs"),
         ("lora_fare", {}, ConfigError, "did you mean 'lora_fair'"),
         ("lora_fair", {"variant": "exact"}, ConfigError, "strategy 'lora_fair'.variant = \"exact\": expected"),
         ("lora_fair", {"lambda": 1.0}, ConfigError, "lambda: unknown key"),
@@ -254,6 +260,14 @@ def test_what_cannot_be_is_refused_when_it_is_made(
 ) -> None:
     with pytest.raises(error, match=said):
         FlowerStrategy(name, alpha=4, options=options)
+
+
+def test_ranks_of_their_own_are_refused_and_hetlora_without_them_is_served() -> None:
+    one_rank = FlowerStrategy("hetlora", alpha=4, options={"client_rank": (1,)})
+    with pytest.raises(UnsupportedError, match="strategy 'hetlora' sends clients part of the ranks"):
+        federation(one_rank)
+    result, _ = federation(FlowerStrategy("hetlora", alpha=4))
+    assert set(result.arrays) == set(start())
 
 
 def test_an_adapter_without_pairs_is_refused() -> None:

@@ -78,7 +78,10 @@ class Docstrings(Source):
             DataError: a package is not installed, or has no text that fits.
         """
         candidates = [example for name in self.options.packages for example in self._candidates(name, seed)]
-        examples = self._limited(_unshared(candidates), seed)
+        own = _unshared(candidates)
+        if self.options.pairs:
+            own = [own[at] for at in pairs.distinct([each.text for each in own], min_words=self.options.min_words)]
+        examples = self._limited(own, seed)
         columns = self._pairs(examples, seed) if self.options.pairs else self._texts(examples)
         data = Dataset.from_dict({**columns, "client": [example.module for example in examples]})
         train, test = held_out(data, fraction=self.options.test_fraction, seed=seed)
@@ -90,9 +93,8 @@ class Docstrings(Source):
 
     def _pairs(self, examples: list[_Example], seed: int) -> dict[str, list[str] | list[int]]:
         parts = [pairs.passages(example.text, min_words=self.options.min_words) for example in examples]
-        whole = [part for part in parts if part]
-        within = self.options.pairs_within == "package"
-        made = pairs.joined(whole, [example.package if within else "all packages" for example in examples], seed=seed)
+        groups = [example.package if self.options.pairs_within == "package" else "all" for example in examples]
+        made = pairs.joined([part for part in parts if part], groups, seed=seed)
         first, second, labels = zip(*made, strict=True)
         return {"text": list(first), "text2": list(second), "label": list(labels)}
 
