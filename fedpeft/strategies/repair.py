@@ -33,48 +33,38 @@ def cosine(
 
     ``b`` is B and ``wanted`` DW A^T, both of shape (d_out, r); ``gram`` is A A^T; ``norm`` is ||DW||_F > 0; B A must
     not be zero. A step that would raise the objective is not taken and the step size is halved, so that the cosine
-    never ends below where it began. All iterates are B Z_1 + DW A^T Z_2: descent runs on the 2 r x r numbers of Z.
+    never ends below where it began.
     """
-    rank = b.shape[1]
-    basis = torch.cat([b, wanted], dim=1)
-    inner = basis.T @ basis
-    whole = torch.eye(2 * rank, dtype=b.dtype)
-    start, goal = whole[:, :rank], whole[:, rank:]
-    objective = _Objective(inner, gram, start, goal, norm=norm, penalty=penalty)
-    found = _descend(objective, start, num_steps=num_steps, step_size=step_size)
-    change: Tensor = basis @ (found - start)
-    return change
+    objective = _Objective(b, wanted, gram, norm=norm, penalty=penalty)
+    return _descend(objective, b, num_steps=num_steps, step_size=step_size) - b
 
 
 class _Objective:
-    """The objective and its gradient, both in coordinates Z of shape (2 r, r)."""
+    """The objective and its gradient at a B of shape (d_out, r)."""
 
-    def __init__(
-        self, inner: Tensor, gram: Tensor, start: Tensor, goal: Tensor, *, norm: float, penalty: float
-    ) -> None:
-        self.inner, self.gram, self.start, self.goal = inner, gram, start, goal
+    def __init__(self, start: Tensor, wanted: Tensor, gram: Tensor, *, norm: float, penalty: float) -> None:
+        self.start, self.wanted, self.gram = start, wanted, gram
         self.norm, self.penalty = norm, penalty
-        self.toward = inner @ goal
 
-    def at(self, z: Tensor) -> tuple[float, Tensor]:
+    def at(self, b: Tensor) -> tuple[float, Tensor]:
         """Return value and gradient; the value of a zero product, which has no direction, is infinite."""
-        turned, change = z @ self.gram, z - self.start
-        length = float((z * (self.inner @ turned)).sum().clamp(min=0.0).sqrt())
+        turned, change = b @ self.gram, b - self.start
+        length = float((b * turned).sum().clamp(min=0.0).sqrt())
         if length == 0.0:
-            return float("inf"), torch.zeros_like(z)
-        dot, both = float((z * self.toward).sum()), self.norm * length
-        value = 1.0 - dot / both + self.penalty * float((change * (self.inner @ change)).sum())
-        gradient = turned * (dot / (both * length**2)) - self.goal / both + change * (2.0 * self.penalty)
+            return float("inf"), torch.zeros_like(b)
+        dot, both = float((b * self.wanted).sum()), self.norm * length
+        value = 1.0 - dot / both + self.penalty * float(change.square().sum())
+        gradient = turned * (dot / (both * length**2)) - self.wanted / both + change * (2.0 * self.penalty)
         return value, gradient
 
 
-def _descend(objective: _Objective, z: Tensor, *, num_steps: int, step_size: float) -> Tensor:
-    value, gradient = objective.at(z)
+def _descend(objective: _Objective, b: Tensor, *, num_steps: int, step_size: float) -> Tensor:
+    value, gradient = objective.at(b)
     for _ in range(num_steps):
-        candidate = z - gradient * step_size
+        candidate = b - gradient * step_size
         lower, next_gradient = objective.at(candidate)
         if lower <= value:
-            z, value, gradient = candidate, lower, next_gradient
+            b, value, gradient = candidate, lower, next_gradient
         else:
             step_size /= 2
-    return z
+    return b

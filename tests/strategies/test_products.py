@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
@@ -239,6 +239,7 @@ def descended(case: Round, *, penalty: float, num_steps: int, step_size: float) 
 
 @few
 @given(case=cases(max_dimension=6), penalty=st.sampled_from([0.0, 0.01, 1.0]))
+@example(case=(11889, 1, 1, 1, 1), penalty=0.01)
 def test_cosine_is_dense_descent_and_never_turns_away(case: Any, penalty: float) -> None:
     drawn = Round(case)
     (b, a), steps = plain(drawn.clients, drawn.weights), {"num_steps": 15, "step_size": 0.02}
