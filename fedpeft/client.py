@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedpeft import __version__, seeds
-from fedpeft.adapters.base import Penalty
+from fedpeft.adapters.base import Penalty, Step
 from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
 from fedpeft.errors import WireError
@@ -200,6 +200,10 @@ def _train_slots(bench: Workbench, names: Sequence[str], turn: Turn, examples: E
             terms = [term for term in (own.data_free, extra) if term is not None]
             return Penalty(per_sample=own.per_sample, data_free=sum(terms[1:], start=terms[0]) if terms else None)
 
+        def after_step(done: float) -> None:
+            progress = (round_number - 1 + done) / experiment.rounds.num_rounds
+            adapted.adapter.after_step(adapted.attached, Step(progress=progress, learning_rate=turn.learning_rate))
+
         return train_locally(
             adapted.attached.model,
             parameters,
@@ -210,6 +214,7 @@ def _train_slots(bench: Workbench, names: Sequence[str], turn: Turn, examples: E
             seed=seeds.derive(experiment.seed, "train", round_number, header.client),
             precision=experiment.compute.precision,
             penalty=penalty,
+            after_step=after_step,
         )
 
 

@@ -9,8 +9,8 @@ from typing import final
 
 from torch import Tensor, nn
 
+from fedpeft.adapters._targets import planned, put
 from fedpeft.adapters.base import Algebra, Bound, Slot, freeze
-from fedpeft.errors import UnsupportedError
 
 __all__ = ["Series", "insert"]
 
@@ -39,14 +39,11 @@ def insert(
     Raises:
         UnsupportedError: the model lacks a planned module; nothing has been changed.
     """
-    named, wanted = dict(model.named_modules()), set(paths)
-    if missing := sorted(wanted - set(named)):
-        raise UnsupportedError(f"the plan adapts {missing[0]!r}, which {type(model).__name__} does not have")
+    layers = planned(model, paths)
     freeze(model)
     bound = tuple(
         bind
-        for path, layer in named.items()
-        if path in wanted
+        for path, layer in layers.items()
         for bind in _bind(path, _place(model, path, layer, make(path, layer)), algebra)
     )
     model.train(model.training)
@@ -54,9 +51,8 @@ def insert(
 
 
 def _place(model: nn.Module, path: str, layer: nn.Module, added: nn.Module) -> nn.Module:
-    parent, _, name = path.rpartition(".")
     added.to(next(layer.parameters()).device)
-    model.get_submodule(parent).add_module(name, Series(layer, added))
+    put(model, path, Series(layer, added))
     return added
 
 

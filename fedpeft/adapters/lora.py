@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from fedpeft.adapters import _peft, _residual
 from fedpeft.adapters._targets import matches, matching, transposed
-from fedpeft.adapters.base import Adapter, Algebra, Attached, Bound, Slot
+from fedpeft.adapters.base import Adapter, Algebra, Attached, Bound, GradientSupport, Slot
+from fedpeft.adapters.calibration import Statistics
 from fedpeft.adapters.plan import Plan
 from fedpeft.config.base import Frozen
 from fedpeft.errors import UnsupportedError
@@ -55,7 +56,7 @@ class Lora(Adapter):
 
     options: Options
 
-    def plan(self, model: nn.Module, *, seed: int) -> Plan:
+    def plan(self, model: nn.Module, *, seed: int, statistics: Statistics | None = None) -> Plan:
         """Fix the targets, the rank of each and the seed of A."""
         paths = matching(model, self.options.target_modules)
         return Plan(
@@ -88,6 +89,10 @@ class Lora(Adapter):
     def scaled(self, attached: Attached, factor: float) -> AbstractContextManager[None]:
         """Multiply the scale of every layer inside the block; after it, each is to the bit what it was."""
         return _peft.scaled(attached.model, factor)
+
+    def gradients(self) -> GradientSupport:
+        """Return that hooks are right: both factors are linear layers."""
+        return GradientSupport(by="hooks")
 
     def merge(self, attached: Attached) -> nn.Module:
         """Return the plain model with W + scale * B A in each target."""

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from fedpeft import plugins
 from fedpeft.config.base import Frozen
 from fedpeft.config.explain import explain
-from fedpeft.config.schema import Choice, Compute, Evaluate, Experiment, Output, Pretrain, Rounds, Train
+from fedpeft.config.schema import Calibration, Choice, Compute, Evaluate, Experiment, Output, Pretrain, Rounds, Train
 from fedpeft.errors import ConfigError
 
 __all__ = ["load", "parse"]
@@ -26,7 +26,9 @@ _CHOICES = {
     "strategy": "strategy",
     "codec": "codec",
     "pretrain_data": "source",
+    "calibration_data": "source",
 }
+_OPTIONAL = ("pretrain_data", "calibration_data")
 _TABLES: dict[str, type[Frozen]] = {
     "train": Train,
     "rounds": Rounds,
@@ -34,6 +36,7 @@ _TABLES: dict[str, type[Frozen]] = {
     "compute": Compute,
     "output": Output,
     "pretrain": Pretrain,
+    "calibration": Calibration,
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "codec": {"name": "none"},
@@ -89,7 +92,7 @@ def parse(table: Mapping[str, Any], *, where: str = "experiment") -> Experiment:
 
 def _choice(key: str, group: str, table: Mapping[str, Any], problems: list[str]) -> Choice | None:
     if key not in table:
-        if key != "pretrain_data":
+        if key not in _OPTIONAL:
             problems.append(f"{key}: missing table; add [{key}] with a name{plugins.nearest('', plugins.names(group))}")
         return None
     given = table[key]
@@ -153,8 +156,9 @@ def _across(values: Mapping[str, Any]) -> list[str]:
             f"rounds.min_clients = {rounds.min_clients}: "
             f"expected <= rounds.clients_per_round = {rounds.clients_per_round}"
         )
-    if (values["pretrain"] is None) != (values["pretrain_data"] is None):
-        problems.append("pretrain and pretrain_data: give both tables or neither")
+    for name in ("pretrain", "calibration"):
+        if (values[name] is None) != (values[f"{name}_data"] is None):
+            problems.append(f"{name} and {name}_data: give both tables or neither")
     return problems
 
 

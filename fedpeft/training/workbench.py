@@ -1,7 +1,7 @@
 """Everything one experiment needs on one side, put together once: data, adapted model, codec, strategy."""
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, final
 
@@ -62,6 +62,10 @@ class Workbench:
         """Return what the strategy adds to frozen weights, group -> (d_out, d_in): the bits that clients rebuild."""
         slots = self.adapted.attached.slots
         return self.strategy.residuals(slots, self.strategy.residual_parts(slots, state))
+
+    def retracted(self, state: State) -> State:
+        """Return the aggregate where the adapter's parameters live."""
+        return replace(state, adapter=self.adapted.adapter.retract(self.adapted.attached.slots, state.adapter))
 
     def evaluate(self, adapter: Tensors, residuals: Tensors) -> dict[str, float]:
         """Return the metrics of an adapter, with these residuals on the frozen weights, on the held-out examples."""
