@@ -7,7 +7,6 @@ BILINEAR: what counts is the product, so the mean of factors is not the factor o
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any, final
 
 import torch
-from peft import LoraConfig, LoraModel
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedpeft.adapters import _peft, _residual
+from fedpeft.adapters import _lora, _peft, _residual
 from fedpeft.adapters._targets import matches, matching, transposed
-from fedpeft.adapters.base import Adapter, Algebra, Attached, Bound, GradientSupport, Slot
+from fedpeft.adapters.base import Adapter, Attached, GradientSupport
 from fedpeft.adapters.calibration import Statistics
 from fedpeft.adapters.plan import Plan
 from fedpeft.config.base import Frozen
@@ -71,12 +69,11 @@ class Lora(Adapter):
 
     def attach(self, model: nn.Module, plan: Plan) -> Attached:
         """Inject; A (r, d_in) is Kaiming-uniform from the plan's seed and the layer's path, B (d_out, r) is zero."""
-        tuner = _peft.inject(LoraModel, model, _config(plan), plan.values["ranks"])
-        layers = _peft.layers(model)
-        for path, layer in layers.items():
+
+        def fill(path: str, layer: Any) -> None:
             _initialise(layer.lora_A[_peft.NAME].weight, plan.values["seed"], path)
-        bound = tuple(bind for path, layer in layers.items() for bind in _bind(path, layer))
-        return Attached(model=model, bound=bound, handle=tuner)
+
+        return _lora.host(model, plan, fill)
 
     def shift(self, attached: Attached, residuals: Mapping[str, Tensor]) -> None:
         """Set each target's frozen weight to W + residual, group -> (d_out, d_in).
@@ -100,7 +97,8 @@ class Lora(Adapter):
 
     def save(self, attached: Attached, plan: Plan, folder: Path, *, base: str, revision: str | None) -> None:
         """Write the folder that ``PeftModel.from_pretrained`` reads; a residual becomes further rank."""
-        config, factors = _residual.widened(attached, _config(plan)) if attached.shifts else (_config(plan), {})
+        config = _lora.config(plan)
+        config, factors = _residual.widened(attached, config) if attached.shifts else (config, {})
         _peft.save(attached, config, folder, suffix=".weight", base=base, revision=revision, factors=factors)
 
     def _ranks(self, paths: Iterable[str]) -> dict[str, int]:
@@ -115,31 +113,6 @@ class Lora(Adapter):
 def make(options: Options) -> Lora:
     """Return LoRA."""
     return Lora(options=options)
-
-
-def _config(plan: Plan) -> Any:
-    values = plan.values
-    return LoraConfig(
-        r=values["rank"],
-        lora_alpha=values["alpha"],
-        lora_dropout=values["dropout"],
-        use_rslora=values["rslora"],
-        target_modules=list(values["ranks"]),
-        rank_pattern={re.escape(path): rank for path, rank in values["ranks"].items() if rank != values["rank"]},
-        fan_in_fan_out=values["transposed"],
-    )
-
-
-def _bind(path: str, layer: Any) -> tuple[Bound, Bound]:
-    """Return the pair of one layer: A (r, d_in) and B (d_out, r)."""
-    scale = layer.scaling[_peft.NAME]
-    a, b = layer.lora_A[_peft.NAME].weight, layer.lora_B[_peft.NAME].weight
-    return _factor(path, "A", a, scale), _factor(path, "B", b, scale)
-
-
-def _factor(path: str, role: str, parameter: nn.Parameter, scale: float) -> Bound:
-    name, shape = f"{path}.lora_{role}", tuple(parameter.shape)
-    return Bound(Slot(name=name, shape=shape, algebra=Algebra.BILINEAR, group=path, role=role, scale=scale), parameter)
 
 
 @torch.no_grad()

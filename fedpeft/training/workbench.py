@@ -119,6 +119,7 @@ def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
     strategy: Strategy[Any] = experiment.strategy.build()
     strategy.check(adapted.attached.slots)
     strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
+    strategy.init(adapted.attached.slots, adapted.initial)
     _require_scaling(experiment, strategy, adapted)
     _require_cohort(experiment, strategy, shares.num_clients)
     return Workbench(

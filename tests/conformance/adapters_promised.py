@@ -1,7 +1,8 @@
 """What each adapter of the folder promises with its default options: the suite holds it to this."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -25,6 +26,8 @@ class Promise:
     """How far the saved folder's logits may be, in peft, from the adapted model's."""
     shifts: bool = False
     """Whether its frozen weights take a residual; the others refuse."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Where the tiny models are too small for the defaults."""
 
 
 def layers_of(model: nn.Module) -> Layers:
@@ -51,10 +54,21 @@ def _bottleneck(layers: Layers) -> int:
     return sum(2 * 64 * d_out + 64 + d_out for _, _, d_out in followed)
 
 
+def _lora(rank: int) -> Callable[[Layers], int]:
+    return lambda layers: sum(rank * (d_in + d_out) for _, d_in, d_out in layers)
+
+
+STARTED: dict[str, Any] = {"start": 1e-5, "saved": 1e-4, "shifts": True}
+"""LoRA on the residual of a product that cancels up to rounding."""
+
 PROMISES: Mapping[str, Promise] = {
     "bottleneck": Promise(count=_bottleneck),
+    "corda": Promise(count=_lora(8), **STARTED),
     "ia3": Promise(count=_ia3),
-    "lora": Promise(count=lambda layers: sum(8 * (d_in + d_out) for _, d_in, d_out in layers), shifts=True),
+    "lora": Promise(count=_lora(8), shifts=True),
+    "lora_ga": Promise(count=_lora(4), options={"rank": 4, "alpha": 4.0}, **STARTED),
     "lora_sb": Promise(count=lambda layers: 8 * 8 * len(layers), saved=1e-5),
+    "pissa": Promise(count=_lora(8), **STARTED),
+    "soma": Promise(count=_lora(8), **STARTED),
 }
 """By name, in alphabetical order."""
