@@ -140,7 +140,10 @@ class _Whole(nn.Module):
 
 
 def _training(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not found:
+        raise UnsupportedError(f"gradients of single examples: no parameter of {type(model).__name__} trains")
+    return found
 
 
 def _none_of(parameters: dict[str, nn.Parameter]) -> Gradients:

@@ -34,8 +34,8 @@ def prove(model: nn.Module, support: GradientSupport, batch: Batch, losses: Loss
     A refusal names numbers of the probe: let it be made up or public.
 
     Raises:
-        UnsupportedError: the adapter refuses, a module mixes examples, the way cannot be gone, or the first parameter
-            whose gradients differ, by how much, and the remedy.
+        UnsupportedError: the adapter refuses, a module mixes examples, the probe shows nothing, the way cannot be gone,
+            or the first parameter whose gradients differ, by how much, and the remedy.
     """
     take = way(support)
     refuse_mixing(model)
@@ -48,8 +48,9 @@ def prove(model: nn.Module, support: GradientSupport, batch: Batch, losses: Loss
         except UnsupportedError:
             raise
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UnsupportedError(
-                f"gradients of single examples by {support.by} fail on this model: {error}; {REMEDIES[support.by]}"
+                f"gradients of single examples by {support.by} fail on this model: {said}; {REMEDIES[support.by]}"
             ) from error
     _compare(found, truth, support.by)
 
@@ -86,6 +87,8 @@ def _compare(found: Gradients, truth: Gradients, by: str) -> None:
             share = away / largest if largest else float("inf")
             bound = f"{share:.1e} of the largest gradient, allowed is {TOLERANCE:.0e}"
             raise UnsupportedError(_differs(by, name, f"away by {away:.1e}, {bound}"))
+    if largest == 0:
+        raise UnsupportedError("proof of gradients: all are zero on this probe, which proves nothing; take another one")
 
 
 def _distance(got: Tensor, expected: Tensor) -> float:

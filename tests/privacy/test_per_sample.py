@@ -283,3 +283,9 @@ def test_the_declared_way_is_taken_and_a_refusal_says_why() -> None:
     with pytest.raises(UnsupportedError, match="experts see whole batches"):
         way(GradientSupport(by="refused", reason="experts see whole batches"))
     assert per_sample.num_examples(batch_of(3, 1, 1)) == 3
+
+
+@ways
+def test_a_model_of_which_nothing_trains_is_refused(take: Way) -> None:
+    with pytest.raises(UnsupportedError, match="no parameter of Sequential trains"):
+        take(network().requires_grad_(False), batch_of(3, 4, 3), squares)

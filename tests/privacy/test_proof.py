@@ -59,7 +59,7 @@ class Borrowed(nn.Module):
 
 
 class Coupled(nn.Module):
-    """Each output looks at the batch's mean."""
+    """Each output looks at half of the batch's mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Coupled(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         found = self.layer(inputs)
-        centred: Tensor = found - found.mean(0)
+        centred: Tensor = found - found.mean(0) / 2
         return centred
 
 
@@ -181,3 +181,8 @@ def test_a_refusal_comes_with_its_reason_and_one_example_proves_nothing() -> Non
         prove(network(), refused, batch_of(3, 4, 3), squares)
     with pytest.raises(UnsupportedError, match="at least 2 examples, got 1"):
         prove(network(), HOOKS, batch_of(1, 4, 3), squares)
+
+
+def test_a_probe_without_gradients_proves_nothing() -> None:
+    with pytest.raises(UnsupportedError, match="all are zero on this probe"):
+        prove(network(), VMAP, batch_of(3, 4, 3), lambda model, batch: 0 * squares(model, batch))
