@@ -29,7 +29,7 @@ SHARED = ("base", "head", "plan")
 PLUGIN_FOLDERS = ("adapters", "codecs", "models", "data/partitions", "data/sources", "strategies", "tasks")
 HOMES = {
     "peft": ("adapters",),
-    "transformers": ("adapters", "models", "tasks"),
+    "transformers": ("adapters", "models", "privacy", "tasks"),
     "datasets": ("data", "tasks"),
     "flwr_datasets": ("data",),
     "opacus": ("privacy",),
