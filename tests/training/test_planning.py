@@ -9,21 +9,17 @@ from fedpeft.engines.inline import simulate
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.training.workbench import assemble
-from tests.conftest import tiny
+from tests.conftest import PUBLIC, tiny
 
-PUBLIC: dict[str, Any] = {
-    "calibration": {"num_examples": 12, "batch_size": 5},
-    "calibration_data": {"name": "digits", "classes": [0, 1, 2]},
-}
 CALIBRATED = ["corda", "lora_ga"]
 
 
 @pytest.mark.parametrize("name", CALIBRATED)
 def test_a_run_is_planned_from_public_examples_and_trains(name: str, tmp_path: Path) -> None:
-    summary = simulate(tiny(tmp_path / "run", adapter={"name": name, "rank": 2}, **PUBLIC))
+    simulate(tiny(tmp_path / "run", adapter={"name": name, "rank": 2}, **PUBLIC))
 
     records = RunDirectory.open(tmp_path / "run").records()
-    assert summary["rounds"] == 3
+    assert len(records) == 4
     assert records[-1].train_loss is not None
     assert records[1].train_loss is not None
     assert records[-1].train_loss < records[1].train_loss
