@@ -67,6 +67,8 @@ def _observed(calibrator: Calibrator, loaded: Loaded, task: Task, examples: Exam
         rows = [examples[index] for index in range(start, min(start + batch_size, len(examples)))]
         found = calibrator.observe(model, to_device(task.collate(rows), model), task.losses)
         total = found if total is None else total + found
+    if total is not None:
+        total.sums.require_finite(where="calibration: statistics of the public examples")
     if total is None:
         raise DataError("calibration_data: no example is left once encoded")
     return total

@@ -15,6 +15,7 @@ from fedpeft.data.base import Splits
 from fedpeft.data.shares import Shares, deal
 from fedpeft.errors import ConfigError, DataError, UnsupportedError
 from fedpeft.strategies.base import State, Strategy
+from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
 from fedpeft.training.adapted import Adapted, adapt
@@ -119,7 +120,7 @@ def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
     strategy: Strategy[Any] = experiment.strategy.build()
     strategy.check(adapted.attached.slots)
     strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
-    strategy.init(adapted.attached.slots, adapted.initial)
+    _require_start(experiment, strategy, adapted, shares.num_clients)
     _require_scaling(experiment, strategy, adapted)
     _require_cohort(experiment, strategy, shares.num_clients)
     return Workbench(
@@ -151,6 +152,15 @@ def _require_cohort(experiment: Experiment, strategy: Strategy[Any], num_clients
             f"strategy {experiment.strategy.name!r} with these options needs at least {least} updates a round and "
             f"{drawn} client(s) are drawn; raise rounds.clients_per_round or the number of clients"
         )
+
+
+def _require_start(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, num_clients: int) -> None:
+    """Refuse pairs that start at a product where a client may hold fewer ranks, and so lack part of the base."""
+    slots = adapted.attached.slots
+    state = strategy.init(slots, adapted.initial)
+    asked = (strategy.directive(slots, state, round_number=1, client=client) for client in range(num_clients))
+    if strategy.rescales() or any(directive.rank is not None for directive in asked):
+        require_zero_start(slots, adapted.initial, strategy=experiment.strategy.name)
 
 
 def _require_scaling(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted) -> None:

@@ -58,17 +58,32 @@ def _lora(rank: int) -> Callable[[Layers], int]:
     return lambda layers: sum(rank * (d_in + d_out) for _, d_in, d_out in layers)
 
 
+def _dora(layers: Layers) -> int:
+    return sum(8 * (d_in + d_out) + d_out for _, d_in, d_out in layers)
+
+
+def _s2ft(layers: Layers) -> int:
+    """One of two heads of width 8 and one channel in each block: all layers that bring these back have 16 outputs."""
+    heads = [layer for layer in layers if layer[0].endswith(ATTENTION_OUT)]
+    others = [layer for layer in _at(layers, FEED_FORWARD_OUT) if layer not in heads]
+    return sum(8 * d_out for _, _, d_out in heads) + sum(d_out for _, _, d_out in others)
+
+
 STARTED: dict[str, Any] = {"start": 1e-5, "saved": 1e-4, "shifts": True}
 """LoRA on the residual of a product that cancels up to rounding."""
 
 PROMISES: Mapping[str, Promise] = {
     "bottleneck": Promise(count=_bottleneck),
     "corda": Promise(count=_lora(8), **STARTED),
+    "dora": Promise(count=_dora, start=1e-5, saved=1e-5),
     "ia3": Promise(count=_ia3),
     "lora": Promise(count=_lora(8), shifts=True),
     "lora_ga": Promise(count=_lora(4), options={"rank": 4, "alpha": 4.0}, **STARTED),
     "lora_sb": Promise(count=lambda layers: 8 * 8 * len(layers), saved=1e-5),
+    "neuroada": Promise(count=lambda layers: sum(4 * d_out for _, _, d_out in layers)),
+    "peqa": Promise(count=lambda layers: sum(d_out for _, _, d_out in layers), start=2.0),
     "pissa": Promise(count=_lora(8), **STARTED),
+    "s2ft": Promise(count=_s2ft),
     "soma": Promise(count=_lora(8), **STARTED),
 }
 """By name, in alphabetical order."""
