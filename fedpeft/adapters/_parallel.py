@@ -31,7 +31,7 @@ Factors = tuple[Tensor, Tensor]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One link of the chain: a matrix (out, in) is a linear map, a vector (width,) a diagonal; FROZEN does not train."""
+    """One link of the chain: a matrix (out, in) is a linear map, a vector (width,) a diagonal."""
 
     role: str
     value: Tensor

@@ -4,8 +4,8 @@ Sun, Wei, Wu, Shi, He, Ma, Xie, Yang: SVFit: Parameter-Efficient Fine-Tuning of 
 Values (2024), arXiv 2409.05926. W = U_r diag(s) V_r^T + W_e by the SVD of W itself; U_r (d_out, r), V_r^T (r, d_in) and
 the rest W_e are frozen, sigma (r,) starts at s and is all that trains, of either sign: W_e + U_r diag(sigma) V_r^T.
 
-r is 8, or what each layer needs to keep a share ``energy`` of the sum of squared singular values (the paper keeps 99% of
-the information, without saying of what). The server decomposes once in float64, signs fixed, and the factors travel in
+r is 8, or what each layer needs to keep a share ``energy`` of the sum of squared singular values (the paper keeps 99%
+of the information, without saying of what). The server decomposes once in float64, signs fixed; the factors travel in
 the plan, r (d_out + d_in + 1) floats a layer; in rounds r floats a layer travel each way. LINEAR: with the bases fixed
 the mean of sigmas gives exactly the mean of weights. Saved as LoRA of rank 2 r: the new part, and minus the old.
 """

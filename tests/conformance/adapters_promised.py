@@ -56,6 +56,9 @@ PROMISES: Mapping[str, Promise] = {
     "ia3": Promise(count=_ia3),
     "lora": Promise(count=lambda layers: sum(8 * (d_in + d_out) for _, d_in, d_out in layers), shifts=True),
     "lora_sb": Promise(count=lambda layers: 8 * 8 * len(layers), saved=1e-5),
+    "sorsa": Promise(
+        count=lambda layers: sum(8 * (d_in + d_out + 1) for _, d_in, d_out in layers), start=1e-5, saved=1e-5
+    ),
     "svfit": Promise(count=lambda layers: 8 * len(layers), start=1e-5, saved=1e-5),
 }
 """By name, in alphabetical order."""
