@@ -54,11 +54,15 @@ def _bottleneck(layers: Layers) -> int:
 PROMISES: Mapping[str, Promise] = {
     "bottleneck": Promise(count=_bottleneck),
     "ia3": Promise(count=_ia3),
+    "kasa": Promise(
+        count=lambda layers: sum(8 * (d_in + d_out + 1) for _, d_in, d_out in layers), start=3.0, saved=1e-5
+    ),
     "lora": Promise(count=lambda layers: sum(8 * (d_in + d_out) for _, d_in, d_out in layers), shifts=True),
     "lora_sb": Promise(count=lambda layers: 8 * 8 * len(layers), saved=1e-5),
     "sorsa": Promise(
         count=lambda layers: sum(8 * (d_in + d_out + 1) for _, d_in, d_out in layers), start=1e-5, saved=1e-5
     ),
     "svfit": Promise(count=lambda layers: 8 * len(layers), start=1e-5, saved=1e-5),
+    "vera": Promise(count=lambda layers: sum(256 + d_out for _, _, d_out in layers), saved=1e-4),
 }
 """By name, in alphabetical order."""
