@@ -69,6 +69,11 @@ def _s2ft(layers: Layers) -> int:
     return sum(8 * d_out for _, _, d_out in heads) + sum(d_out for _, _, d_out in others)
 
 
+def _three(layers: Layers) -> int:
+    """Two factors of rank 8 and a diagonal between them."""
+    return sum(8 * (d_in + d_out + 1) for _, d_in, d_out in layers)
+
+
 STARTED: dict[str, Any] = {"start": 1e-5, "saved": 1e-4, "shifts": True}
 """LoRA on the residual of a product that cancels up to rounding."""
 
@@ -77,6 +82,7 @@ PROMISES: Mapping[str, Promise] = {
     "corda": Promise(count=_lora(8), **STARTED),
     "dora": Promise(count=_dora, start=1e-5, saved=1e-5),
     "ia3": Promise(count=_ia3),
+    "kasa": Promise(count=_three, start=3.0, saved=1e-5),
     "lora": Promise(count=_lora(8), shifts=True),
     "lora_ga": Promise(count=_lora(4), options={"rank": 4, "alpha": 4.0}, **STARTED),
     "lora_sb": Promise(count=lambda layers: 8 * 8 * len(layers), saved=1e-5),
@@ -85,5 +91,8 @@ PROMISES: Mapping[str, Promise] = {
     "pissa": Promise(count=_lora(8), **STARTED),
     "s2ft": Promise(count=_s2ft),
     "soma": Promise(count=_lora(8), **STARTED),
+    "sorsa": Promise(count=_three, start=1e-5, saved=1e-5),
+    "svfit": Promise(count=lambda layers: 8 * len(layers), start=1e-5, saved=1e-5),
+    "vera": Promise(count=lambda layers: sum(256 + d_out for _, _, d_out in layers), saved=1e-4),
 }
 """By name, in alphabetical order."""
