@@ -63,11 +63,20 @@ def nearest(word: str, known: list[str]) -> str:
 def _locate(group: str, name: str) -> str:
     if "." not in name:
         if name not in names(group):
-            raise ConfigError(f"no {group} {name!r}{nearest(name, names(group))}")
+            raise ConfigError(f"no {group} {name!r}{_meant(group, name) or nearest(name, names(group))}")
         return f"{GROUPS[group]}.{name}"
     if not _exists(name):
         raise ConfigError(f"no {group} {name!r}: there is no such module to import")
     return name
+
+
+def _meant(group: str, name: str) -> str:
+    """Return what a name that means another thing elsewhere stands for here, if the group's folder knows it."""
+    if not (_folder(group) / "_aliases.py").exists():
+        return ""
+    known: dict[str, str] = vars(importlib.import_module(f"{GROUPS[group]}._aliases"))["ALIASES"]
+    reason = known.get(name.lower().replace("-", "_"))
+    return f": {reason}" if reason else ""
 
 
 def _exists(name: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedpeft.adapters._targets import planned, put
 from fedpeft.adapters.base import Algebra, Bound, Slot, freeze
 
-__all__ = ["Series", "insert"]
+__all__ = ["Beside", "Series", "insert"]
 
 
 @final
@@ -31,10 +31,30 @@ class Series(nn.Module):
         return adapted
 
 
+@final
+class Beside(nn.Module):
+    """A layer and an added module on the same input: base(x) + added(x)."""
+
+    def __init__(self, base: nn.Module, added: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.added = added
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (..., d_in) to (..., d_out)."""
+        adapted: Tensor = self.base(inputs) + self.added(inputs)
+        return adapted
+
+
 def insert(
-    model: nn.Module, paths: Iterable[str], make: Callable[[str, nn.Module], nn.Module], *, algebra: Algebra
+    model: nn.Module,
+    paths: Iterable[str],
+    make: Callable[[str, nn.Module], nn.Module],
+    *,
+    algebra: Algebra,
+    wrap: type[Series] | type[Beside] = Series,
 ) -> tuple[Bound, ...]:
-    """Freeze the model, put ``make(path, layer)`` in series after each layer, and bind all it trains, in module order.
+    """Freeze the model, put ``make(path, layer)`` after or beside each layer, and bind all it trains, in module order.
 
     Raises:
         UnsupportedError: the model lacks a planned module; nothing has been changed.
@@ -44,16 +64,15 @@ def insert(
     bound = tuple(
         bind
         for path, layer in layers.items()
-        for bind in _bind(path, _place(model, path, layer, make(path, layer)), algebra)
+        for bind in _bind(path, _place(model, path, wrap(layer, make(path, layer))), algebra)
     )
     model.train(model.training)
     return bound
 
 
-def _place(model: nn.Module, path: str, layer: nn.Module, added: nn.Module) -> nn.Module:
-    added.to(next(layer.parameters()).device)
-    put(model, path, Series(layer, added))
-    return added
+def _place(model: nn.Module, path: str, both: Series | Beside) -> nn.Module:
+    put(model, path, both.to(next(both.base.parameters()).device))
+    return both.added
 
 
 def _bind(path: str, added: nn.Module, algebra: Algebra) -> Iterable[Bound]:

@@ -74,6 +74,10 @@ def _three(layers: Layers) -> int:
     return sum(8 * (d_in + d_out + 1) for _, d_in, d_out in layers)
 
 
+def _after_feed_forward(layers: Layers) -> int:
+    return sum(2 * 64 * d_out for name, _, d_out in _at(layers, FEED_FORWARD_OUT) if not name.endswith(ATTENTION_OUT))
+
+
 STARTED: dict[str, Any] = {"start": 1e-5, "saved": 1e-4, "shifts": True}
 """LoRA on the residual of a product that cancels up to rounding."""
 
@@ -81,8 +85,10 @@ PROMISES: Mapping[str, Promise] = {
     "bottleneck": Promise(count=_bottleneck),
     "corda": Promise(count=_lora(8), **STARTED),
     "dora": Promise(count=_dora, start=1e-5, saved=1e-5),
+    "fourierft": Promise(count=lambda layers: 64 * len(layers), options={"entries": 64}),
     "ia3": Promise(count=_ia3),
     "kasa": Promise(count=_three, start=3.0, saved=1e-5),
+    "llm_adapters": Promise(count=_after_feed_forward),
     "lora": Promise(count=_lora(8), shifts=True),
     "lora_ga": Promise(count=_lora(4), options={"rank": 4, "alpha": 4.0}, **STARTED),
     "lora_sb": Promise(count=lambda layers: 8 * 8 * len(layers), saved=1e-5),
