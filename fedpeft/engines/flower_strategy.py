@@ -175,7 +175,6 @@ class FlowerStrategy(FlowerBase):
 
 _NEEDS_OUR_CLIENT = {
     "penalty": "adds a penalty to each local step",
-    "local_penalty": "adds a penalty to each local step",
     "begin": "has clients put back what they kept",
     "finish": "has clients rework what they trained",
     "uplink": "has clients keep a part of it",

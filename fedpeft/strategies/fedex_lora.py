@@ -20,29 +20,26 @@ import torch
 from pydantic import Field
 
 from fedpeft.adapters.base import Pair, Slot, pairs
-from fedpeft.config.base import Frozen
 from fedpeft.strategies import residual
-from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy, WeightedSum
-from fedpeft.strategies.stacking import push, require_enough
-from fedpeft.strategies.weighting import Weighting, accumulate_weighted, mean_delta, moved
-from fedpeft.tensors import Spec, Tensors
+from fedpeft.strategies.base import Stack, State
+from fedpeft.strategies.stacking import Stacking, require_enough
+from fedpeft.strategies.weighting import WeightingOptions, mean_of, moved
+from fedpeft.tensors import Tensors
 
 __all__ = ["FedExLora", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(WeightingOptions):
     """Options of FedEx-LoRA."""
 
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
     max_rank: int | None = Field(default=None, ge=1)
     """Rank that one round may add to the residual; all of it, which is exact, when unset."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FedExLora(Strategy[Stack]):
+class FedExLora(residual.Merging, Stacking):
     """Federated averaging of both factors, with the rest in the frozen weights."""
 
     options: Options
@@ -55,30 +52,6 @@ class FedExLora(Strategy[Stack]):
         """
         residual.require_lora(slots, strategy="fedex_lora")
 
-    def init(self, slots: Sequence[Slot], adapter: Tensors) -> State:
-        """Start without a residual."""
-        return State(adapter=adapter, memory=residual.no_residual(slots))
-
-    def residual_parts(self, slots: Sequence[Slot], state: State) -> Tensors:
-        """Send factors (d_out, q), (q, d_in), or the matrix where that is no more."""
-        return residual.parts(state.memory, slots)
-
-    def residual_manifest(self, slots: Sequence[Slot], claimed: Sequence[Spec]) -> tuple[Spec, ...]:
-        """Take factors of any rank that saves floats, or the matrix."""
-        return residual.manifest(slots, claimed)
-
-    def residuals(self, slots: Sequence[Slot], parts: Tensors) -> Tensors:
-        """Return group -> (d_out, d_in)."""
-        return residual.dense(slots, parts)
-
-    def start(self) -> Stack:
-        """Return an empty stack."""
-        return Stack()
-
-    def accumulate(self, total: Stack, update: ClientUpdate) -> Stack:
-        """Keep the update."""
-        return push(total, update)
-
     def apply(self, slots: Sequence[Slot], state: State, total: Stack) -> State:
         """Move factors and heads by their mean delta, and add what the mean of products has more.
 
@@ -87,10 +60,7 @@ class FedExLora(Strategy[Stack]):
         """
         require_enough(total.updates, at_least=1, why="a mean")
         updates, weights = residual.side_by_side(total, weighting=self.options.weighting)
-        summed = WeightedSum()
-        for update in updates:
-            summed = accumulate_weighted(summed, update, weighting=self.options.weighting)
-        mean = mean_delta(summed)
+        mean = mean_of(updates, weighting=self.options.weighting)
         adapter = moved(state.adapter, mean)
         deltas = [update.delta.to(torch.float64) for update in updates]
         terms = {pair.b.group: self._missing(pair, deltas, weights, mean) for pair in pairs(slots)}

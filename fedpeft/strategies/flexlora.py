@@ -18,29 +18,26 @@ from dataclasses import dataclass
 from typing import final
 
 from fedpeft.adapters.base import Slot
-from fedpeft.config.base import Frozen
-from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy
+from fedpeft.strategies.base import Stack, State
 from fedpeft.strategies.held import require_pairs
 from fedpeft.strategies.products import Split, recomputed
-from fedpeft.strategies.stacking import push
-from fedpeft.strategies.weighting import Weighting
+from fedpeft.strategies.stacking import Stacking
+from fedpeft.strategies.weighting import WeightingOptions
 
 __all__ = ["FlexLora", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(WeightingOptions):
     """Options of FlexLoRA."""
 
     split: Split = "balanced"
     """Square roots of the singular values on both factors, or ("one_sided", as published) all on B."""
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FlexLora(Strategy[Stack]):
+class FlexLora(Stacking):
     """The truncated decomposition of the mean product."""
 
     options: Options
@@ -52,14 +49,6 @@ class FlexLora(Strategy[Stack]):
             UnsupportedError: says so.
         """
         require_pairs(slots, strategy="flexlora", why="factors the product of each A/B pair anew")
-
-    def start(self) -> Stack:
-        """Return an empty stack."""
-        return Stack()
-
-    def accumulate(self, total: Stack, update: ClientUpdate) -> Stack:
-        """Keep the update."""
-        return push(total, update)
 
     def apply(self, slots: Sequence[Slot], state: State, total: Stack) -> State:
         """Factor each pair anew and average the rest.

@@ -24,28 +24,24 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.adapters.base import Pair, Slot, pairs
-from fedpeft.config.base import Frozen
 from fedpeft.seeds import generator
 from fedpeft.strategies import residual
-from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy, WeightedSum
-from fedpeft.strategies.stacking import push, require_enough
-from fedpeft.strategies.weighting import Weighting, accumulate_weighted, mean_delta, moved
-from fedpeft.tensors import Spec, Tensors
+from fedpeft.strategies.base import Stack, State
+from fedpeft.strategies.stacking import Stacking, require_enough
+from fedpeft.strategies.weighting import WeightingOptions, mean_of, moved
+from fedpeft.tensors import Tensors
 
 __all__ = ["Flora", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(WeightingOptions):
     """Options of FLoRA."""
-
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Flora(Strategy[Stack]):
+class Flora(residual.Merging, Stacking):
     """Stacked products merged into the frozen weights."""
 
     options: Options
@@ -58,30 +54,6 @@ class Flora(Strategy[Stack]):
         """
         residual.require_lora(slots, strategy="flora")
 
-    def init(self, slots: Sequence[Slot], adapter: Tensors) -> State:
-        """Start without a residual, from the plan's A."""
-        return State(adapter=adapter, memory=residual.no_residual(slots))
-
-    def residual_parts(self, slots: Sequence[Slot], state: State) -> Tensors:
-        """Send factors (d_out, q), (q, d_in), or the matrix where that is no more."""
-        return residual.parts(state.memory, slots)
-
-    def residual_manifest(self, slots: Sequence[Slot], claimed: Sequence[Spec]) -> tuple[Spec, ...]:
-        """Take factors of any rank that saves floats, or the matrix."""
-        return residual.manifest(slots, claimed)
-
-    def residuals(self, slots: Sequence[Slot], parts: Tensors) -> Tensors:
-        """Return group -> (d_out, d_in)."""
-        return residual.dense(slots, parts)
-
-    def start(self) -> Stack:
-        """Return an empty stack."""
-        return Stack()
-
-    def accumulate(self, total: Stack, update: ClientUpdate) -> Stack:
-        """Keep the update."""
-        return push(total, update)
-
     def apply(self, slots: Sequence[Slot], state: State, total: Stack) -> State:
         """Merge the stack, move heads by their mean delta, begin each pair anew.
 
@@ -90,10 +62,7 @@ class Flora(Strategy[Stack]):
         """
         require_enough(total.updates, at_least=1, why="a stack")
         updates, weights = residual.side_by_side(total, weighting=self.options.weighting)
-        summed = WeightedSum()
-        for update in updates:
-            summed = accumulate_weighted(summed, update, weighting=self.options.weighting)
-        averaged = moved(state.adapter, mean_delta(summed))
+        averaged = moved(state.adapter, mean_of(updates, weighting=self.options.weighting))
         start = state.adapter.to(torch.float64)
         clients = [start.replace(start.select(update.delta) + update.delta.to(torch.float64)) for update in updates]
         terms = {pair.b.group: _stack(pair, clients, weights) for pair in pairs(slots)}

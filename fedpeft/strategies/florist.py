@@ -20,31 +20,28 @@ from pydantic import Field
 from torch import Tensor
 
 from fedpeft.adapters.base import Slot
-from fedpeft.config.base import Frozen
-from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy
+from fedpeft.strategies.base import Stack, State
 from fedpeft.strategies.held import require_pairs
 from fedpeft.strategies.products import Split, recomputed
-from fedpeft.strategies.stacking import push
-from fedpeft.strategies.weighting import Weighting
+from fedpeft.strategies.stacking import Stacking
+from fedpeft.strategies.weighting import WeightingOptions
 
 __all__ = ["Florist", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(WeightingOptions):
     """Options of FLoRIST."""
 
     tau: float = Field(default=0.99, gt=0, le=1)
     """Share of the energy, the sum of the squared singular values, that is kept at least."""
     split: Split = "balanced"
     """Square roots of the singular values on both factors, or ("one_sided", A orthonormal) all on B."""
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Florist(Strategy[Stack]):
+class Florist(Stacking):
     """The decomposition of the mean product, cut by energy."""
 
     options: Options
@@ -56,14 +53,6 @@ class Florist(Strategy[Stack]):
             UnsupportedError: says so.
         """
         require_pairs(slots, strategy="florist", why="factors the product of each A/B pair anew")
-
-    def start(self) -> Stack:
-        """Return an empty stack."""
-        return Stack()
-
-    def accumulate(self, total: Stack, update: ClientUpdate) -> Stack:
-        """Keep the update."""
-        return push(total, update)
 
     def apply(self, slots: Sequence[Slot], state: State, total: Stack) -> State:
         """Factor each pair anew, at its own rank, and average the rest.

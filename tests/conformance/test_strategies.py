@@ -506,7 +506,7 @@ def test_what_a_client_kept_changes_its_next_turn_and_keeps_its_shape(name: str)
     later = turn_of(strategy, state, round_number=4, memory=kept)
 
     partings = [strategy.finish(turn, draw("again"), num_steps=3) for turn in (fresh, later)]
-    penalties = [strategy.local_penalty(strategy.begin(turn), turn) for turn in (fresh, later)]
+    penalties = [strategy.penalty(strategy.begin(turn), turn) for turn in (fresh, later)]
 
     assert partings[1].memory.manifest() == kept.manifest()
     assert strategy.begin(fresh) != strategy.begin(later) or penalties[0] != penalties[1]
