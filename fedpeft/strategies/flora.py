@@ -9,10 +9,12 @@ The new A is LoRA's Kaiming-uniform from the digest of the A before it, so each 
 and hangs on the plan's seed and the number of rounds alone. Since B starts over in every round, the learning rate that
 serves it best is not the one that serves averaging: tune it for this method.
 
-Up r (d_out + d_in) floats a pair. Down, beside as many for the fresh adapter, the residual of all rounds so far:
-min(K r (d_out + d_in), d_out d_in) after the first, never more than d_out d_in, since a client may have missed rounds;
-the paper sends each round's stack alone. Heads are averaged plainly. It needs every update of a round at once:
-K adapters of memory.
+With ``client_rank`` client k holds the first r_k ranks of the fresh adapter, and stacks as many.
+
+Up r_k (d_out + d_in) floats a pair. Down, beside as many for the fresh adapter, the residual of all rounds so far:
+min(sum_k r_k (d_out + d_in), d_out d_in) after the first, never more than d_out d_in, since a client may have
+missed rounds; the paper sends each round's stack alone. Heads are averaged plainly. It needs every update of a round at
+once: K adapters of memory.
 """
 
 import math
@@ -27,6 +29,8 @@ from fedpeft.adapters.base import Pair, Slot, pairs
 from fedpeft.seeds import generator
 from fedpeft.strategies import residual
 from fedpeft.strategies.base import Stack, State
+from fedpeft.strategies.ranked import Ranked
+from fedpeft.strategies.ranks import RankOptions
 from fedpeft.strategies.stacking import Stacking, require_enough
 from fedpeft.strategies.weighting import WeightingOptions, mean_of, moved
 from fedpeft.tensors import Tensors
@@ -35,24 +39,25 @@ __all__ = ["Flora", "Options", "make"]
 
 
 @final
-class Options(WeightingOptions):
+class Options(RankOptions, WeightingOptions):
     """Options of FLoRA."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Flora(residual.Merging, Stacking):
+class Flora(residual.Merging, Ranked, Stacking):
     """Stacked products merged into the frozen weights."""
 
     options: Options
 
     def check(self, slots: Sequence[Slot]) -> None:
-        """Refuse an adapter other than LoRA.
+        """Refuse an adapter other than LoRA, or with a pair of less rank than some client's.
 
         Raises:
-            UnsupportedError: says so.
+            UnsupportedError: says which.
         """
         residual.require_lora(slots, strategy="flora")
+        self.require(slots, strategy="flora")
 
     def apply(self, slots: Sequence[Slot], state: State, total: Stack) -> State:
         """Merge the stack, move heads by their mean delta, begin each pair anew.

@@ -25,6 +25,7 @@ from tests.e2e.test_inline import lines
 from tests.e2e.test_strategies import checkpointed
 
 RANKS = (1, 4, 2)
+STACKING = ["fedex_lora", "flexlora", "flora", "florist"]
 
 
 def run_of(out: Path, *, rounds: int = 3, **strategy: Any) -> Experiment:
@@ -136,8 +137,33 @@ def test_hetlora_sends_each_client_its_ranks_packed_once_for_all_who_hold_as_man
     assert encoded == {expected[0]: 2 * (1 + 2), expected[1]: 2 * (1 + 1)}
 
 
-def test_hetlora_clients_hold_zeros_beyond_their_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = run_of(tmp_path / "run", name="hetlora", client_rank=list(RANKS))
+@pytest.mark.parametrize("name", STACKING)
+def test_one_that_stacks_sends_each_client_its_ranks_and_the_residual_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    experiment = run_of(tmp_path / "run", rounds=2, name=name, client_rank=list(RANKS))
+    bench, seen = assemble(experiment), watch_sizes(monkeypatch)
+
+    simulate(experiment)
+
+    own = {k: num_bytes(bench, rank) for k, rank in enumerate(RANKS)}
+    beside = {1: 0, 2: residual_bytes(bench, name)}
+    assert seen == {("up", n, k): size for n in (1, 2) for k, size in own.items()} | {
+        ("down", n, k): size + beside[n] for n in (1, 2) for k, size in own.items()
+    }
+    assert lines(tmp_path / "run")[-1]["failures"] == []
+
+
+def residual_bytes(bench: Workbench, name: str) -> int:
+    """Return the bytes of one round's residual: flora's stacked ranks, fedex_lora's less those of the first client."""
+    ranks = {"flora": sum(RANKS), "fedex_lora": sum(max(rank, RANKS[0]) for rank in RANKS[1:])}.get(name, 0)
+    shapes = [(pair.b.shape[0], pair.a.shape[1]) for pair in pairs(bench.adapted.attached.slots)]
+    return 4 * sum(min(ranks * (d_out + d_in), d_out * d_in) for d_out, d_in in shapes)
+
+
+@pytest.mark.parametrize("name", ["hetlora", *STACKING])
+def test_clients_hold_zeros_beyond_their_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    experiment = run_of(tmp_path / "run", name=name, client_rank=list(RANKS))
     slots = assemble(experiment).adapted.attached.slots
     held: list[tuple[int, Tensors]] = []
     train: Callable[..., Any] = vars(client)["_train_slots"]
