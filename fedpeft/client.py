@@ -164,6 +164,7 @@ def _receive(
         round_number=round_number,
         num_clients=bench.shares.num_clients,
         learning_rate=learning_rate(experiment.train, round_number, experiment.rounds.num_rounds),
+        directive=header.directive,
     )
     adapted.place(bench.strategy.begin(turn), bench.strategy.residuals(slots, came.select(part_names)))
     return header, turn

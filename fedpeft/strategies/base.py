@@ -112,6 +112,8 @@ class Turn:
     """Clients of the federation, drawn or not."""
     learning_rate: float
     """Of this round's local training."""
+    directive: Directive = field(default_factory=Directive)
+    """What the client is asked to do."""
 
 
 @final

@@ -79,7 +79,19 @@ PROMISES = {
     "scaffold": Promises(one_is_its_mean=True, remembers=True, sends_beside=True, needs_settings=True),
     "trimmed_mean": Promises(streams=False, least_clients=3),
 }
-SHARED = {"base", "held", "moments", "products", "ranked", "ranks", "repair", "residual", "stacking", "weighting"}
+SHARED = {
+    "base",
+    "held",
+    "moments",
+    "products",
+    "pruning",
+    "ranked",
+    "ranks",
+    "repair",
+    "residual",
+    "stacking",
+    "weighting",
+}
 """Modules of the folder that are no strategies."""
 MANY = 5
 """Clients enough for any of them."""
