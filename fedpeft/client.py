@@ -164,6 +164,7 @@ def _receive(
         round_number=round_number,
         num_clients=bench.shares.num_clients,
         learning_rate=learning_rate(experiment.train, round_number, experiment.rounds.num_rounds),
+        directive=header.directive,
     )
     adapted.place(bench.strategy.begin(turn), bench.strategy.residuals(slots, came.select(part_names)))
     return header, turn
@@ -196,7 +197,7 @@ def _train_slots(bench: Workbench, names: Sequence[str], turn: Turn, examples: E
 
         def penalty() -> Penalty:
             own = adapted.adapter.penalty(adapted.attached)
-            extra = bench.strategy.local_penalty(parameters, turn)
+            extra = bench.strategy.penalty(parameters, turn)
             terms = [term for term in (own.data_free, extra) if term is not None]
             return Penalty(per_sample=own.per_sample, data_free=sum(terms[1:], start=terms[0]) if terms else None)
 

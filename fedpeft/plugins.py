@@ -8,12 +8,13 @@ import ast
 import difflib
 import importlib
 import importlib.util
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
 from fedpeft.errors import ConfigError
 
-__all__ = ["GROUPS", "describe", "load", "names", "nearest"]
+__all__ = ["GROUPS", "describe", "load", "names", "nearest", "taking"]
 
 GROUPS = {
     "adapter": "fedpeft.adapters",
@@ -52,12 +53,25 @@ def load(group: str, name: str) -> ModuleType:
     return module
 
 
+def taking(group: str, option: str) -> list[str]:
+    """Return the names of a group's plug-ins that have an option; one that cannot be imported has none."""
+    return [name for name in names(group) if option in _options(group, name)]
+
+
 def nearest(word: str, known: list[str]) -> str:
     """Return ``; did you mean 'x'?`` or the list of what exists."""
     if not known:
         return "; none is known"
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def _options(group: str, name: str) -> Collection[str]:
+    try:
+        fields: Collection[str] = vars(load(group, name))["Options"].model_fields
+    except Exception:  # noqa: BLE001 - whoever asks made a mistake of another kind; a broken plug-in says so where it is named
+        return ()
+    return fields
 
 
 def _locate(group: str, name: str) -> str:

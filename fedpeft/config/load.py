@@ -105,11 +105,14 @@ def _choice(key: str, group: str, table: Mapping[str, Any], problems: list[str])
     except ConfigError as error:
         problems.append(f"{key}.name: {error}")
         return None
-    options = _validated(kind, {name: value for name, value in given.items() if name != "name"}, key, problems)
+    own = {name: value for name, value in given.items() if name != "name"}
+    options = _validated(kind, own, key, problems, group=group)
     return Choice(group=group, name=given["name"], options=options) if options is not None else None
 
 
-def _validated(kind: type[Frozen], given: Any, key: str, problems: list[str]) -> Frozen | None:
+def _validated(
+    kind: type[Frozen], given: Any, key: str, problems: list[str], *, group: str | None = None
+) -> Frozen | None:
     """Validate through JSON: strict about types, while TOML's arrays still fill tuples."""
     if not isinstance(given, Mapping):
         problems.append(f"{key} = {given!r}: expected a table, [{key}]")
@@ -119,7 +122,7 @@ def _validated(kind: type[Frozen], given: Any, key: str, problems: list[str]) ->
     except TypeError:
         problems.append(f"{key}: holds a date or a time, and no option takes one; quote it to make it a string")
     except ValidationError as error:
-        problems += explain(key, kind, given, error)
+        problems += explain(key, kind, given, error, group=group)
     return None
 
 
