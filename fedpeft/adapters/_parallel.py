@@ -22,7 +22,7 @@ from fedpeft.adapters._targets import planned, put, transposed
 from fedpeft.adapters.base import Adapter, Algebra, Attached, Bound, GradientSupport, Slot, freeze
 from fedpeft.adapters.plan import Plan
 
-__all__ = ["Branch", "Diag", "Factors", "Parallel", "Stage", "beside", "flags"]
+__all__ = ["Branch", "Diag", "Factors", "Parallel", "Stage", "beside", "flags", "single"]
 
 Factors = tuple[Tensor, Tensor]
 """(d_out, q) and (q, d_in)."""
@@ -159,6 +159,11 @@ def beside(
         branches[path] = branch
         bound += [_bind(path, stage, branch) for stage in chain]
     return Attached(model=model, bound=tuple(bound), handle=branches)
+
+
+def single(value: Tensor) -> Tensor:
+    """Return a plan's tensor: float32 and contiguous, as it is after the wire, since strides change rounding."""
+    return value.to(torch.float32).contiguous()
 
 
 def flags(model: nn.Module, paths: Sequence[str]) -> dict[str, Any]:

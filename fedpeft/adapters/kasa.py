@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedpeft.adapters._parallel import Branch, Parallel, Stage, beside, flags
+from fedpeft.adapters._parallel import Branch, Parallel, Stage, beside, flags, single
 from fedpeft.adapters._svd import require_rank, svd, weight_of
 from fedpeft.adapters._targets import matching
 from fedpeft.adapters.base import Algebra, Attached, Penalty
@@ -61,8 +61,8 @@ class Kasa(Parallel):
         for path in paths:
             require_rank(rank, path, layer := model.get_submodule(path))
             found = svd(weight_of(layer))
-            tensors[f"{path}.cut_B"] = (found.u * found.s)[:, -rank:].to(torch.float32)
-            tensors[f"{path}.cut_A"] = found.vt[-rank:].to(torch.float32)
+            tensors[f"{path}.cut_B"] = single((found.u * found.s)[:, -rank:])
+            tensors[f"{path}.cut_A"] = single(found.vt[-rank:])
             width, draw = found.vt.shape[1], generator(seed, "kasa", path)
             tensors[f"{path}.A"] = (2 * torch.rand(rank, width, generator=draw) - 1) / width**0.5
             tensors[f"{path}.d"] = torch.randn(rank, generator=draw)

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedpeft.adapters._parallel import Parallel, Stage, beside, flags
+from fedpeft.adapters._parallel import Parallel, Stage, beside, flags, single
 from fedpeft.adapters._svd import require_rank, svd, weight_of
 from fedpeft.adapters._targets import matching
 from fedpeft.adapters.base import Algebra, Attached, Penalty, Slot
@@ -61,7 +61,7 @@ class Sorsa(Parallel):
             require_rank(rank, path, layer := model.get_submodule(path))
             found = svd(weight_of(layer))
             for role, value in (("U", found.u[:, :rank]), ("S", found.s[:rank]), ("V", found.vt[:rank])):
-                tensors[f"{path}.{role}"] = value.to(torch.float32)
+                tensors[f"{path}.{role}"] = single(value)
         values = {"scale": self.options.scale, **flags(model, paths)}
         return Plan(adapter="sorsa", values=values, tensors=Tensors(tensors))
 
@@ -115,7 +115,7 @@ def _retracted(u: Tensor, s: Tensor, v: Tensor, *, group: str) -> dict[str, Tens
     (left, upper), (right, lower) = _qr(u), _qr(v.T)
     core = svd((upper * s) @ lower.T)
     found = {"U": left @ core.u, "S": core.s, "V": core.vt @ right.T}
-    return {f"{group}.{role}": value.to(torch.float32).contiguous() for role, value in found.items()}
+    return {f"{group}.{role}": single(value) for role, value in found.items()}
 
 
 def _qr(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,10 @@ the mean of sigmas gives exactly the mean of weights. Saved as LoRA of rank 2 r:
 from dataclasses import dataclass
 from typing import Self, final
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fedpeft.adapters._parallel import Parallel, Stage, beside, flags
+from fedpeft.adapters._parallel import Parallel, Stage, beside, flags, single
 from fedpeft.adapters._svd import Svd, require_rank, svd, weight_of
 from fedpeft.adapters._targets import matching
 from fedpeft.adapters.base import Algebra, Attached
@@ -61,8 +60,11 @@ class Svfit(Parallel):
             found, rank = self._decomposed(path, model.get_submodule(path))
             tensors[f"{path}.U"], tensors[f"{path}.S"] = found.u[:, :rank], found.s[:rank]
             tensors[f"{path}.V"] = found.vt[:rank]
-        single = {name: value.to(torch.float32) for name, value in tensors.items()}
-        return Plan(adapter="svfit", values=flags(model, paths), tensors=Tensors(single))
+        return Plan(
+            adapter="svfit",
+            values=flags(model, paths),
+            tensors=Tensors((name, single(value)) for name, value in tensors.items()),
+        )
 
     def attach(self, model: nn.Module, plan: Plan) -> Attached:
         """Take the part that trains out of each weight and put it beside; sigma (r,) starts at the singular values."""

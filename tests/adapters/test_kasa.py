@@ -12,7 +12,7 @@ from fedpeft.adapters.kasa import Options, make
 from fedpeft.adapters.plan import Plan
 from fedpeft.errors import UnsupportedError
 from fedpeft.tensors import Tensors
-from tests.adapters.models import SAMPLES, build, random_state
+from tests.adapters.models import SAMPLES, build, logits, random_state
 
 everywhere = pytest.mark.parametrize("model", SAMPLES)
 
@@ -120,6 +120,14 @@ def test_b_starts_at_zero_a_within_the_bound_and_d_standard_normal() -> None:
     assert all(value.abs().max() <= value.shape[1] ** -0.5 for name, value in state.items() if name.endswith(".A"))
     assert abs(float(drawn.mean())) < 0.5
     assert 0.6 < float(drawn.std()) < 1.4
+
+
+@everywhere
+def test_a_plan_from_the_wire_gives_the_same_logits_to_the_bit(model: str) -> None:
+    """Strides of the server's own tensors must not show: what travelled is contiguous."""
+    plan = planned(model)
+    both = [make(Options()).attach(build(model), given) for given in (plan, Plan.from_bytes(plan.to_bytes()))]
+    assert torch.equal(*(logits(attached.model, model) for attached in both))
 
 
 def test_a_rank_above_the_lesser_side_is_refused() -> None:

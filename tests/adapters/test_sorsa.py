@@ -145,6 +145,14 @@ def test_clients_decompose_nothing_and_the_plan_stays_as_it_was(monkeypatch: pyt
     assert plan.hash == before
 
 
+@everywhere
+def test_a_plan_from_the_wire_gives_the_same_logits_to_the_bit(model: str) -> None:
+    """Strides of the server's own tensors must not show: what travelled is contiguous."""
+    plan = planned(model)
+    both = [make(Options()).attach(build(model), given) for given in (plan, Plan.from_bytes(plan.to_bytes()))]
+    assert torch.equal(*(logits(attached.model, model) for attached in both))
+
+
 def test_a_rank_above_the_lesser_side_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"adapter.rank = 17: expected <= 16"):
         planned("bert", rank=17)

@@ -12,7 +12,7 @@ from fedpeft.adapters.plan import Plan
 from fedpeft.adapters.svfit import Options, make
 from fedpeft.errors import UnsupportedError
 from fedpeft.tensors import Tensors
-from tests.adapters.models import SAMPLES, build
+from tests.adapters.models import SAMPLES, build, logits
 
 everywhere = pytest.mark.parametrize("model", SAMPLES)
 
@@ -71,6 +71,14 @@ def test_clients_decompose_nothing_and_the_plan_stays_as_it_was(monkeypatch: pyt
     attached.write(attached.read() * 2.0)
 
     assert plan.hash == before
+
+
+@everywhere
+def test_a_plan_from_the_wire_gives_the_same_logits_to_the_bit(model: str) -> None:
+    """Strides of the server's own tensors must not show: what travelled is contiguous."""
+    plan = planned(model)
+    both = [make(Options()).attach(build(model), given) for given in (plan, Plan.from_bytes(plan.to_bytes()))]
+    assert torch.equal(*(logits(attached.model, model) for attached in both))
 
 
 def test_a_rank_above_the_lesser_side_is_refused() -> None:
