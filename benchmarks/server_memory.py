@@ -149,8 +149,9 @@ def _section(rows: Sequence[Mapping[str, Any]]) -> str:
 An adapter of about a million parameters ({rows[0]["adapter_bytes"] / MIB:.1f} MiB in float32): {NUM_MODULES} modules of
 {WIDTH} x {WIDTH} at rank {RANK}, for fed_sb {NUM_MODULES} cores of {CORE} x {CORE}. The total is the bytes of all its
 tensors before apply; the peak is that of the process over accumulate and apply, above what it had before the round,
-with one update at hand, intermediate tensors and the allocator's own. MiB; each measurement is a fresh process. Made
-by `python -m benchmarks.server_memory`; every number is in `docs/results/server_memory.json`.
+with one update at hand, intermediate tensors and what the allocator keeps, which differs from run to run (for median
+at 50 clients between 368 and 470). MiB; each measurement is a fresh process. Made by
+`python -m benchmarks.server_memory`; every number is in `docs/results/server_memory.json`.
 
 Strategies that stream: the total is to the byte the same for {FEW} and {MANY_STREAMED} clients in {constant} of
 {len(streamed)}.
