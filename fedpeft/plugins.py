@@ -76,12 +76,16 @@ def _options(group: str, name: str) -> Collection[str]:
 
 def _locate(group: str, name: str) -> str:
     if "." not in name:
-        if name not in names(group):
+        if not _is_plugin(_folder(group) / f"{name}.py"):
             raise ConfigError(f"no {group} {name!r}{_meant(group, name) or nearest(name, names(group))}")
         return f"{GROUPS[group]}.{name}"
     if not _exists(name):
         raise ConfigError(f"no {group} {name!r}: there is no such module to import")
     return name
+
+
+def _is_plugin(path: Path) -> bool:
+    return path.is_file() and _defines_plugin(path)
 
 
 def _meant(group: str, name: str) -> str:

@@ -47,7 +47,11 @@ PUBLIC: dict[str, Any] = {
     "calibration_data": {"name": "digits", "classes": [0, 1, 2]},
 }
 """Public examples, for adapters whose plan is made from some."""
-NEEDED_BY_ADAPTER: dict[str, dict[str, Any]] = {"corda": PUBLIC, "lora_ga": PUBLIC}
+NEEDED_BY_ADAPTER: dict[str, dict[str, Any]] = {
+    "corda": PUBLIC,
+    "fourierft": {"adapter": {"entries": 64}},
+    "lora_ga": PUBLIC,
+}
 
 
 def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

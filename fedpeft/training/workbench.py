@@ -21,7 +21,7 @@ from fedpeft.tensors import Tensors
 from fedpeft.training.adapted import Adapted, adapt
 from fedpeft.training.loop import evaluate
 
-__all__ = ["Workbench", "assemble"]
+__all__ = ["Workbench", "assemble", "require_fit"]
 
 _CACHED_CLIENTS = 1024
 
@@ -118,11 +118,7 @@ def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
     splits, shares = _deal(experiment)
     adapted = adapt(experiment, splits.label_names, plan)
     strategy: Strategy[Any] = experiment.strategy.build()
-    strategy.check(adapted.attached.slots)
-    strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
-    _require_start(experiment, strategy, adapted, shares.num_clients)
-    _require_scaling(experiment, strategy, adapted)
-    _require_cohort(experiment, strategy, shares.num_clients)
+    require_fit(experiment, strategy, adapted, num_clients=shares.num_clients)
     return Workbench(
         experiment=experiment,
         strategy=strategy,
@@ -131,6 +127,19 @@ def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
         shares=shares,
         adapted=adapted,
     )
+
+
+def require_fit(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, *, num_clients: int) -> None:
+    """Refuse a strategy that these settings, this adapter or so few clients do not serve.
+
+    Raises:
+        UnsupportedError: says why, and what to use instead.
+    """
+    strategy.check(adapted.attached.slots)
+    strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
+    _require_start(experiment, strategy, adapted, num_clients)
+    _require_scaling(experiment, strategy, adapted)
+    _require_cohort(experiment, strategy, num_clients)
 
 
 def _deal(experiment: Experiment) -> tuple[Splits, Shares]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedpeft import plugins
 from fedpeft.adapters.base import GradientSupport
 from fedpeft.errors import UnsupportedError
-from fedpeft.training.workbench import assemble
+from fedpeft.training.workbench import Workbench, assemble, require_fit
 from tests.conftest import needed, tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
@@ -26,10 +26,20 @@ _ROLES = re.compile(r" \(its roles: [^)]*\)")
 """What differs from adapter to adapter in a reason that is the same."""
 
 
-def refusal(adapter: str, strategy: str) -> str | None:
-    """Return why the pair is refused; None where it is not."""
+_CLIENTS = 5
+
+
+def attached(adapter: str) -> Workbench:
+    """Return the tiny experiment with the adapter, under plain averaging."""
+    return assemble(tiny(**needed("fedavg", adapter={"name": adapter}, partition={"num_clients": _CLIENTS})))
+
+
+def refusal(bench: Workbench, strategy: str) -> str | None:
+    """Return why the strategy refuses the adapter; None where it does not."""
+    name = bench.experiment.adapter.name
+    experiment = tiny(**needed(strategy, adapter={"name": name}, partition={"num_clients": _CLIENTS}))
     try:
-        assemble(tiny(**needed(strategy, adapter={"name": adapter}, partition={"num_clients": 5})))
+        require_fit(experiment, experiment.strategy.build(), bench.adapted, num_clients=_CLIENTS)
     except UnsupportedError as error:
         return _ROLES.sub("", str(error)).replace("\n", " ")
     return None
@@ -38,7 +48,8 @@ def refusal(adapter: str, strategy: str) -> str | None:
 def page() -> str:
     """Return docs/compatibility.md."""
     adapters, strategies = plugins.names("adapter"), plugins.names("strategy")
-    found = {(a, s): refusal(a, s) for a in adapters for s in strategies}
+    benches = {adapter: attached(adapter) for adapter in adapters}
+    found = {(a, s): refusal(benches[a], s) for a in adapters for s in strategies}
     letters = {reason: _letter(i) for i, reason in enumerate(dict.fromkeys(filter(None, found.values())))}
     rows = [[f"`{s}`", *(letters.get(found[a, s] or "", "+") for a in adapters)] for s in strategies]
     parts = [_HEAD, _table(["", *(f"`{a}`" for a in adapters)], rows)]
