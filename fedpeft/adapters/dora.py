@@ -27,6 +27,7 @@ from fedpeft.adapters.base import Adapter, Algebra, Attached, GradientSupport
 from fedpeft.adapters.calibration import Statistics
 from fedpeft.adapters.plan import Plan
 from fedpeft.config.base import Frozen
+from fedpeft.errors import UnsupportedError
 from fedpeft.seeds import derive, generator
 
 __all__ = ["Dora", "Options", "make"]
@@ -52,8 +53,14 @@ class Dora(Adapter):
     options: Options
 
     def plan(self, model: nn.Module, *, seed: int, statistics: Statistics | None = None) -> Plan:
-        """Fix the targets, rank, scale and the seed of A."""
+        """Fix the targets, rank, scale and the seed of A.
+
+        Raises:
+            UnsupportedError: a neuron's weight is zero, which has no direction.
+        """
         paths = matching(model, self.options.target_modules)
+        for path in paths:
+            _require_directions(path, weight_of(model.get_submodule(path)))
         values = {**self.options.model_dump(include={"rank", "alpha"}), "transposed": transposed(model, paths)}
         return Plan(adapter="dora", values={**values, "targets": list(paths), "seed": derive(seed, "dora")})
 
@@ -93,6 +100,15 @@ class Dora(Adapter):
 def make(options: Options) -> Dora:
     """Return DoRA."""
     return Dora(options=options)
+
+
+def _require_directions(path: str, weight: Tensor) -> None:
+    zero = (weight == 0).all(dim=1).nonzero().flatten().tolist()
+    if zero:
+        raise UnsupportedError(
+            f"row {zero[0]} of {path!r} is zero: expected a direction in every row; leave the layer out of "
+            "adapter.target_modules"
+        )
 
 
 @final

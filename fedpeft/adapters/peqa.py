@@ -50,7 +50,7 @@ class Codes(NamedTuple):
     scales: Tensor
     """(d_out, num_groups), float32"""
     codes: Tensor
-    """q - z, (d_out, d_in), int16"""
+    """q - z, (d_out, d_in), int64: a narrow group far from zero is many steps away"""
 
 
 @final
@@ -110,7 +110,7 @@ def quantised(weight: Tensor, *, bits: int, group_size: int | None) -> Codes:
     scales = torch.where(flat, size, (greatest - least) / levels)
     zero = torch.round(-least / scales)
     codes = torch.where(flat, least.sign(), (torch.round(groups / scales) + zero).clamp(0, levels) - zero)
-    return Codes(scales.squeeze(-1).to(torch.float32), codes.reshape(weight.shape).to(torch.int16))
+    return Codes(scales.squeeze(-1).to(torch.float32), codes.reshape(weight.shape).to(torch.int64))
 
 
 def _hash(codes: Codes) -> str:

@@ -140,6 +140,18 @@ def test_codes_and_scales_are_those_of_a_loop(
     assert (error <= np.repeat(scales, group, axis=1) * (1.0 + 1e-9)).all()
 
 
+def test_codes_far_from_zero_are_kept_whole() -> None:
+    """Levels of a narrow group far from zero are many steps away: more than 16 bits hold."""
+    weight = torch.tensor([[0.5, 0.50001], [-0.5, -0.5 - 2**-23]], dtype=torch.float64)
+
+    found = peqa.quantised(weight, bits=8, group_size=2)
+    scales, codes = quantised_by_hand(weight.numpy(), 8, 2)
+
+    assert np.array_equal(found.codes.numpy(), codes)
+    assert codes[1, 1] == -255 * (2**22 + 1)
+    np.testing.assert_allclose(scales * codes, weight.numpy(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_after_training_each_row_has_at_most_two_to_the_b_values_on_a_grid(model: str) -> None:
     adapter, plan, attached = attached_to(peqa, model, bits=2)
@@ -201,3 +213,12 @@ def test_dora_is_length_times_direction_and_its_norm_is_a_constant_in_the_gradie
         b, a, m = (state[f"{target}.{name}"] for name in ("lora_B", "lora_A", "lora_magnitude_vector"))
         turned = base[target] + 3.0 * b @ a
         np.testing.assert_allclose(after, m * turned / np.sqrt((turned**2).sum(axis=1, keepdims=True)), atol=1e-5)
+
+
+def test_dora_refuses_a_neuron_without_direction() -> None:
+    model = build("bert")
+    path = dora.make(dora.Options()).plan(model, seed=1).values["targets"][0]
+    with torch.no_grad():
+        model.get_submodule(path).get_parameter("weight")[5] = 0.0
+    with pytest.raises(UnsupportedError, match=f"row 5 of {path!r} is zero"):
+        dora.make(dora.Options()).plan(model, seed=1)
