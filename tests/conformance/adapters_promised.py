@@ -95,6 +95,7 @@ PROMISES: Mapping[str, Promise] = {
     "neuroada": Promise(count=lambda layers: sum(4 * d_out for _, _, d_out in layers)),
     "peqa": Promise(count=lambda layers: sum(d_out for _, _, d_out in layers), start=2.0),
     "pissa": Promise(count=_lora(8), **STARTED),
+    "prompt_tuning": Promise(count=lambda layers: 8 * 16, start=2.0),
     "s2ft": Promise(count=_s2ft),
     "soma": Promise(count=_lora(8), **STARTED),
     "sorsa": Promise(count=_three, start=1e-5, saved=1e-5),
