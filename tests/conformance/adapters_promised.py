@@ -26,6 +26,8 @@ class Promise:
     """How far the saved folder's logits may be, in peft, from the adapted model's."""
     shifts: bool = False
     """Whether its frozen weights take a residual; the others refuse."""
+    refuses: tuple[str, ...] = ()
+    """Models of the sweep that have nothing for it to train: their plan is refused."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Where the tiny models are too small for the defaults."""
 
