@@ -84,6 +84,7 @@ STARTED: dict[str, Any] = {"start": 1e-5, "saved": 1e-4, "shifts": True}
 """LoRA on the residual of a product that cancels up to rounding."""
 
 PROMISES: Mapping[str, Promise] = {
+    "bias": Promise(count=lambda layers: sum(d_out for _, _, d_out in layers), refuses=("llama", "llama_classifier")),
     "bottleneck": Promise(count=_bottleneck),
     "corda": Promise(count=_lora(8), **STARTED),
     "dora": Promise(count=_dora, start=1e-5, saved=1e-5),
