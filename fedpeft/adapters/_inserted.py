@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedpeft.adapters._targets import planned, put
 from fedpeft.adapters.base import Algebra, Bound, Slot, freeze
 
-__all__ = ["Beside", "Series", "insert"]
+__all__ = ["Before", "Beside", "Series", "insert"]
 
 
 @final
@@ -28,6 +28,21 @@ class Series(nn.Module):
         """Map (..., d_in) to (..., d_out)."""
         outputs: Tensor = self.base(inputs)
         adapted: Tensor = outputs + self.added(outputs)
+        return adapted
+
+
+@final
+class Before(nn.Module):
+    """An added module with a residual on a layer's input: base(x + added(x))."""
+
+    def __init__(self, base: nn.Module, added: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.added = added
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (..., d_in) to (..., d_out)."""
+        adapted: Tensor = self.base(inputs + self.added(inputs))
         return adapted
 
 
@@ -52,9 +67,9 @@ def insert(
     make: Callable[[str, nn.Module], nn.Module],
     *,
     algebra: Algebra,
-    wrap: type[Series] | type[Beside] = Series,
+    wrap: type[Series] | type[Before] | type[Beside] = Series,
 ) -> tuple[Bound, ...]:
-    """Freeze the model, put ``make(path, layer)`` after or beside each layer, and bind all it trains, in module order.
+    """Freeze the model, put ``make(path, layer)`` by each layer as wrap says, and bind all it trains, in module order.
 
     Raises:
         UnsupportedError: the model lacks a planned module; nothing has been changed.
@@ -70,7 +85,7 @@ def insert(
     return bound
 
 
-def _place(model: nn.Module, path: str, both: Series | Beside) -> nn.Module:
+def _place(model: nn.Module, path: str, both: Series | Before | Beside) -> nn.Module:
     put(model, path, both.to(next(both.base.parameters()).device))
     return both.added
 

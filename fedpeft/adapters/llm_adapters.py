@@ -1,23 +1,25 @@
-"""Bottleneck networks after a feed-forward block, or beside it; cannot be merged.
+"""Bottleneck networks before, after or beside layers of a feed-forward block; cannot be merged.
 
 Hu, Wang, Lan, Xu, Lim, Bing, Xu, Poria, Lee: LLM-Adapters: An Adapter Family for Parameter-Efficient Fine-Tuning of
 Large Language Models (2023), arXiv 2304.01933. f(h) = U tanh(D h), D (m, n) and U (d_out, m), without biases. In
-series, y = W x is followed by y + f(y), n = d_out; in parallel y = W x + f(x), n = d_in.
+series, y = W x is followed by y + f(y), n = d_out, or with side = "input" preceded, y = W (x + f(x)), U (d_in, m), n =
+d_in; in parallel y = W x + f(x), n = d_in.
 
-Both stand by default at the layer that ends the feed-forward block. The paper's best are series after the up and gate
-projections' input and parallel at up and down: name those in target_modules. ``mam`` draws D Kaiming-uniform and sets
-U to zero, so the model starts as its base to the bit; ``bert`` draws both from N(0, 0.02^2), which does not.
-NONLINEAR: averaging makes no claim beyond that of FedAvg. m (n + d_out) floats a layer and direction.
+All stand by default at the layer that ends the feed-forward block. The paper's best are series on the input side of
+Llama's up_proj and gate_proj, and parallel at up_proj and down_proj: name those in target_modules. ``mam`` draws D
+Kaiming-uniform and sets U to zero, so the model starts as its base to the bit; ``bert`` draws both from N(0, 0.02^2),
+which does not.
+NONLINEAR: averaging makes no claim beyond that of FedAvg. m times (n and the rows of U) floats a layer and direction.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, Self, final
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fedpeft.adapters._inserted import Beside, Series, insert
+from fedpeft.adapters._inserted import Before, Beside, Series, insert
 from fedpeft.adapters._layouts import layout
 from fedpeft.adapters._targets import at_places, features, matching
 from fedpeft.adapters.base import Adapter, Algebra, Attached, GradientSupport
@@ -36,13 +38,23 @@ class Options(Frozen):
     """Options of LLM-Adapters' bottlenecks."""
 
     form: Literal["series", "parallel"] = "series"
-    """After the layer, on its output; or beside it, on its input."""
+    """Through the layer's output or input, with a residual; or beside the layer."""
+    side: Literal["output", "input"] = "output"
+    """Of a layer, where one in series stands."""
     size: int = Field(default=64, ge=1)
     """Inner width m."""
     init: Literal["mam", "bert"] = "mam"
     """Start as the base exactly, or near it."""
     target_modules: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Ends of the names of the linear layers; those that end a feed-forward block when unset."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.form == "parallel" and self.side == "input":
+            raise ValueError(
+                "side = 'input' is of form = 'series'; one in parallel stands beside the layer, leave it away"
+            )
+        return self
 
 
 @final
@@ -56,7 +68,7 @@ class LlmAdapters(Adapter):
         """Fix layers, form, inner width and the seed of what is drawn."""
         given = self.options.target_modules
         paths = matching(model, given) if given else at_places(model, [layout(model).feed_forward_output])
-        values = self.options.model_dump(include={"form", "size", "init"})
+        values = self.options.model_dump(include={"form", "side", "size", "init"})
         return Plan(
             adapter="llm_adapters", values={**values, "targets": list(paths), "seed": derive(seed, "llm_adapters")}
         )
@@ -64,14 +76,18 @@ class LlmAdapters(Adapter):
     def attach(self, model: nn.Module, plan: Plan) -> Attached:
         """Put one bottleneck at each target."""
         values = plan.values
-        parallel = values["form"] == "parallel"
+        wrap = Beside if values["form"] == "parallel" else Before if values["side"] == "input" else Series
 
         def added(path: str, layer: nn.Module) -> nn.Module:
             d_in, d_out = features(layer)
             with isolated(values["seed"], path):
-                return _Bottleneck(d_in if parallel else d_out, values["size"], d_out, init=values["init"])
+                return _Bottleneck(
+                    d_out if wrap is Series else d_in,
+                    values["size"],
+                    d_in if wrap is Before else d_out,
+                    init=values["init"],
+                )
 
-        wrap = Beside if parallel else Series
         return Attached(
             model=model, bound=insert(model, values["targets"], added, algebra=Algebra.NONLINEAR, wrap=wrap)
         )

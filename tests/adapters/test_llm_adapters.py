@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from fedpeft.adapters.base import Attached
@@ -34,6 +35,39 @@ def test_the_output_is_the_formula_by_hand(form: str, model: str) -> None:
     down, up = state[f"{group}.down.weight"], state[f"{group}.up.weight"]
     h = y if form == "series" else x
     np.testing.assert_allclose(got, y + np.tanh(h @ down.T) @ up.T, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "end", "layers"),
+    [
+        ("bert", "intermediate.dense", 1),
+        ("gpt2", "mlp.c_fc", 1),
+        ("llama", "up_proj gate_proj", 2),
+        ("vit", "mlp.fc1", 1),
+    ],
+)
+def test_on_the_input_side_of_up_and_gate_the_layer_reads_what_was_added(model: str, end: str, layers: int) -> None:
+    attached = attached_to(model, size=5, side="input", target_modules=tuple(end.split()))
+    assert attached.read().num_elements == BLOCKS * layers * 5 * (16 + 16)
+    assert torch.equal(logits(attached.model, model), logits(build(model), model))
+    attached.write(random_state(attached, 1))
+    group = attached.slots[0].group
+    layer, inputs = attached.model.get_submodule(group), torch.randn(2, 3, 16)
+    linear = build(model).get_submodule(group)
+    weight = linear.get_parameter("weight").detach().double().numpy()
+    bias = 0.0 if model == "llama" else linear.get_parameter("bias").detach().double().numpy()
+    down, up = (attached.read()[f"{group}.{name}.weight"].double().numpy() for name in ("down", "up"))
+
+    with torch.no_grad():
+        got, x = layer(inputs).double().numpy(), inputs.double().numpy()
+
+    h = x + np.tanh(x @ down.T) @ up.T
+    np.testing.assert_allclose(got, h @ (weight if model == "gpt2" else weight.T) + bias, atol=1e-5)
+
+
+def test_a_side_is_of_series_alone() -> None:
+    with pytest.raises(ValidationError, match=r"side = 'input' is of form = 'series'"):
+        Options(form="parallel", side="input")
 
 
 def test_the_two_forms_compute_different_things() -> None:

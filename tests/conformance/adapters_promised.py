@@ -26,6 +26,8 @@ class Promise:
     """How far the saved folder's logits may be, in peft, from the adapted model's."""
     shifts: bool = False
     """Whether its frozen weights take a residual; the others refuse."""
+    refuses: tuple[str, ...] = ()
+    """Models of the sweep that have nothing for it to train: their plan is refused."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Where the tiny models are too small for the defaults."""
 
@@ -82,6 +84,7 @@ STARTED: dict[str, Any] = {"start": 1e-5, "saved": 1e-4, "shifts": True}
 """LoRA on the residual of a product that cancels up to rounding."""
 
 PROMISES: Mapping[str, Promise] = {
+    "bias": Promise(count=lambda layers: sum(d_out for _, _, d_out in layers), refuses=("llama", "llama_classifier")),
     "bottleneck": Promise(count=_bottleneck),
     "corda": Promise(count=_lora(8), **STARTED),
     "dora": Promise(count=_dora, start=1e-5, saved=1e-5),
@@ -95,6 +98,7 @@ PROMISES: Mapping[str, Promise] = {
     "neuroada": Promise(count=lambda layers: sum(4 * d_out for _, _, d_out in layers)),
     "peqa": Promise(count=lambda layers: sum(d_out for _, _, d_out in layers), start=2.0),
     "pissa": Promise(count=_lora(8), **STARTED),
+    "prompt_tuning": Promise(count=lambda layers: 8 * 16, start=2.0),
     "s2ft": Promise(count=_s2ft),
     "soma": Promise(count=_lora(8), **STARTED),
     "sorsa": Promise(count=_three, start=1e-5, saved=1e-5),

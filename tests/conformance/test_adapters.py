@@ -35,6 +35,10 @@ def adapter_of(name: str) -> Adapter:
 
 def planned(name: str, model: str) -> Plan:
     adapter = adapter_of(name)
+    if model in PROMISES[name].refuses:
+        with pytest.raises(UnsupportedError, match=r"; use adapter '\w+'"):
+            adapter.plan(build(model), seed=5, statistics=statistics(adapter, model))
+        pytest.skip(f"{name} refuses {model}, as it promises")
     return adapter.plan(build(model), seed=5, statistics=statistics(adapter, model))
 
 
