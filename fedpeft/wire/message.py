@@ -25,8 +25,8 @@ class Envelope:
     config_hash: str
     plan_hash: str
     base_hash: str
-    codec: str
-    """How the body is packed."""
+    codec: tuple[str, ...]
+    """How the body is packed: the chain's stages in order, in the experiment's words."""
     manifest: tuple[Spec, ...] = ()
     """The body's tensors, in order; empty when the body is no tensors."""
     source: bytes = field(default=b"", repr=False, compare=False)
@@ -129,7 +129,7 @@ def expect(
     config_hash: str,
     plan_hash: str | None,
     base_hash: str | None,
-    codec: str,
+    codec: Sequence[str],
     manifest: Sequence[Spec] = (),
     client: int | None = None,
 ) -> None:
@@ -146,7 +146,7 @@ def expect(
     _same(header, "config hash", got.config_hash, config_hash, f"the {other} runs another experiment file")
     _same(header, "plan hash", got.plan_hash, plan_hash, f"the {other} holds another plan; join again")
     _same(header, "base hash", got.base_hash, base_hash, f"the {other} holds another base model")
-    _same(header, "codec", got.codec, codec, f"the {other} packs tensors in another way")
+    _same(header, "codec", " then ".join(got.codec), " then ".join(codec), f"the {other} packs tensors in another way")
     _same_manifest(header, manifest)
 
 

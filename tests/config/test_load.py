@@ -56,8 +56,8 @@ MISTAKES = {
     "+adapter.inner = {depth = 9}": "adapter.inner.depth = 9: expected an integer >= 1 and <= 4",
     # plug-ins
     "[codec]\nname = 'bfloat61'": "codec.name: no codec 'bfloat61'; did you mean 'bfloat16'?",
-    "[codec]\nname = 3": "codec = {'name': 3}: expected a table with a name, [codec] and name = ...; known: bfloat16",
-    "codec = 'none'": "codec = 'none': expected a table with a name, [codec] and name = ...; known: bfloat16, none",
+    "[codec]\nname = 3": "codec = {'name': 3}: expected a table with a name, [codec] and name = ...; known: bfloat16, compeft",
+    "codec = 'none'": "codec = 'none': expected a table with a name, [codec] and name = ...; known: bfloat16, compeft, float16",
     "[codec]\nname = 'acme_config.lost'": "codec.name: no codec 'acme_config.lost': there is no such module",
     "[codec]\nname = 'acme_config.needy'": "codec.path: missing; expected a string",
     # settings that contradict each other, or would have no effect
@@ -97,7 +97,7 @@ def test_tables_that_must_be_there_are_asked_for_with_what_exists() -> None:
     text = str(caught.value)
     for name in ("model", "data", "partition", "task", "adapter"):
         assert f"experiment: {name}: missing table; add [{name}] with a name" in text
-    assert "experiment: codec = {}: expected a table with a name, [codec] and name = ...; known: bfloat16, none" in text
+    assert "experiment: codec = {}: expected a table with a name, [codec] and name = ...; known: bfloat16, compeft, float16" in text
     assert "experiment: pretrain" not in text
 
 

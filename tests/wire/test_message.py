@@ -48,7 +48,7 @@ def test_what_a_joining_node_cannot_know_is_not_asked(envelope: Envelope) -> Non
         ("config_hash", "f" * 64, r"config hash c{12}\.\.\. is not this run's f{12}\.\.\.; .* another experiment file"),
         ("plan_hash", "f" * 64, r"plan hash d{12}\.\.\. is not this run's f{12}\.\.\.; .* another plan"),
         ("base_hash", "f" * 64, r"base hash e{12}\.\.\. is not this run's f{12}\.\.\.; .* another base model"),
-        ("codec", "int8", r"codec none is not this run's int8"),
+        ("codec", ("int8",), r"codec none is not this run's int8"),
         ("manifest", (), r"manifest: tensor 0 is w.B \[2, 3\] float32, expected nothing"),
         (
             "manifest",
