@@ -21,7 +21,7 @@ _CHUNK = 1 << 17
 
 def largest(flat: Floats, k: int) -> Places:
     """Return the ascending places of the k entries of largest magnitude, or of all that are not 0 if they are fewer."""
-    if k <= 0:
+    if k <= 0 or not len(flat):
         return np.empty(0, np.int64)
     bits = np.ascontiguousarray(flat).view(np.int32)
     guess = _guess(bits, k)
