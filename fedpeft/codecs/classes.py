@@ -17,7 +17,7 @@ from pydantic import Field
 
 from fedpeft.codecs.base import Common, Kept
 from fedpeft.codecs.frame import seal
-from fedpeft.codecs.selection import Floats, Places
+from fedpeft.codecs.selection import Floats, Places, scatter
 from fedpeft.config.base import Frozen
 from fedpeft.tensors import Spec, Tensors
 
@@ -133,6 +133,6 @@ class KeptInClasses(Kept):
         flats = []
         for group, places in self.groups:
             flat = np.zeros(group.num_entries, np.float32)
-            flat[places] = flat_class(values, group)
+            scatter(flat, places, flat_class(values, group))
             flats.append((group, flat))
         return unflattened(self.manifest, flats)

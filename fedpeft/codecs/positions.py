@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.codecs.frame import Reader, number
-from fedpeft.codecs.selection import Places
+from fedpeft.codecs.selection import Places, place_type
 
 __all__ = ["read_positions", "write_positions"]
 
@@ -25,7 +25,7 @@ _PRECISION = 24
 _FIXED = 62
 """Fractional bits of the weights while they are computed."""
 _LARGEST_SIZE = 1 << 12
-_CHUNK = 1 << 18
+_CHUNK = 1 << 15
 """Symbols decoded at once: bounds what decoding takes beyond its result."""
 
 _Symbols = npt.NDArray[np.int32]
@@ -36,7 +36,7 @@ def write_positions(places: Places, num_entries: int) -> bytes:
     if not len(places):
         return number(0) * 3
     size = _size(num_entries, len(places))
-    symbols = _symbols(np.diff(places, prepend=-1) - 1, size)
+    symbols = _symbols(np.diff(places, prepend=places.dtype.type(-1)) - 1, size)
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(symbols, _model(num_entries, len(places)))
     words = coder.get_compressed().astype("<u4", copy=False)
@@ -54,7 +54,7 @@ def read_positions(reader: Reader, num_entries: int, *, most: int) -> Places:
     num_symbols = reader.number("symbols", least=k, most=most_symbols)
     words = reader.array("<u4", reader.number("words", most=num_symbols), "words")
     coder = constriction.stream.stack.AnsCoder(words.astype(np.uint32) if len(words) and words[-1] else None)
-    places = _places(coder, num_entries, k, num_symbols) if k else np.empty(0, np.int64)
+    places = _places(coder, num_entries, k, num_symbols) if k else np.empty(0, place_type(num_entries))
     if places is None or not coder.is_empty() or (len(words) and not words[-1]):
         raise reader.fault(f"the words do not say which {k} of {num_entries} entries are kept")
     return places
@@ -63,7 +63,7 @@ def read_positions(reader: Reader, num_entries: int, *, most: int) -> Places:
 def _places(coder: constriction.stream.stack.AnsCoder, num_entries: int, k: int, num_symbols: int) -> Places | None:
     """Decode k places below num_entries, or None where the symbols are not those of such."""
     size, model = _size(num_entries, k), _model(num_entries, k)
-    places, filled, end, last = np.empty(k, np.int64), 0, -1, size
+    places, filled, end, last = np.empty(k, place_type(num_entries)), 0, -1, size
     for start in range(0, num_symbols, _CHUNK):
         symbols = coder.decode(model, min(_CHUNK, num_symbols - start))
         ones = symbols != size

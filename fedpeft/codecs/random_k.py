@@ -22,7 +22,7 @@ from fedpeft.codecs.classes import Class, KeptInClasses, Sparsity, class_seal, c
 from fedpeft.codecs.exact import Exact
 from fedpeft.codecs.frame import Reader
 from fedpeft.codecs.layout import require_finite, require_float32
-from fedpeft.codecs.selection import Places
+from fedpeft.codecs.selection import Places, place_type
 from fedpeft.errors import UnsupportedError
 from fedpeft.tensors import Spec, Tensors
 
@@ -126,7 +126,7 @@ def _draw(key: int, num_entries: int, k: int) -> Places:
     while missing:
         mask[stream.random_raw(missing) % np.uint64(num_entries)] = True
         missing = drawn - int(np.count_nonzero(mask))
-    return np.flatnonzero(mask if drawn == k else ~mask)
+    return np.flatnonzero(mask if drawn == k else ~mask).astype(place_type(num_entries))
 
 
 def _seed(common: Common) -> int:

@@ -5,13 +5,16 @@ are above all numbers, so they cannot be left out unseen. Where to cut is guesse
 among the entries above the guess; a guess that was too high costs a second pass, never an entry.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Floats", "Places", "largest"]
+__all__ = ["Floats", "Places", "largest", "place_type", "scatter"]
 
 Floats = npt.NDArray[np.float32]
-Places = npt.NDArray[np.int64]
+Places = npt.NDArray[Any]
+"""Of a flat array, ascending: int32 where that is wide enough, else int64."""
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _SAMPLE = 1 << 16
@@ -19,10 +22,23 @@ _CHUNK = 1 << 17
 """Entries whose temporaries stay in the cache."""
 
 
+def place_type(num_entries: int) -> type[Any]:
+    """Return the type of places among so many entries."""
+    return np.int32 if num_entries < 1 << 31 else np.int64
+
+
+def scatter(flat: Floats, places: Places, values: npt.ArrayLike) -> None:
+    """Write values to their places, a part at a time: numpy makes wider copies of the places it is given."""
+    given = np.asarray(values)
+    for start in range(0, len(places), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        flat[places[part]] = given[part]
+
+
 def largest(flat: Floats, k: int) -> Places:
     """Return the ascending places of the k entries of largest magnitude, or of all that are not 0 if they are fewer."""
     if k <= 0 or not len(flat):
-        return np.empty(0, np.int64)
+        return np.empty(0, place_type(len(flat)))
     bits = np.ascontiguousarray(flat).view(np.int32)
     guess = _guess(bits, k)
     found = _at_least(bits, guess)
@@ -57,5 +73,5 @@ def _at_least(bits: npt.NDArray[np.int32], floor: int) -> Places:
     found = []
     for start in range(0, len(bits), _CHUNK):
         reached = (bits[start : start + _CHUNK] & _MAGNITUDE) >= floor
-        found.append(np.flatnonzero(reached) + start)
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+        found.append((np.flatnonzero(reached) + start).astype(place_type(len(bits)), copy=False))
+    return np.concatenate(found)

@@ -11,7 +11,7 @@ from fedpeft.codecs.selection import Floats, Places
 __all__ = ["Bits", "read_signs", "scattered", "std", "toward_zero", "write_signs"]
 
 Bits = npt.NDArray[np.uint8]
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 def write_signs(values: Floats) -> bytes:

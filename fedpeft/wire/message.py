@@ -146,13 +146,19 @@ def expect(
     _same(header, "config hash", got.config_hash, config_hash, f"the {other} runs another experiment file")
     _same(header, "plan hash", got.plan_hash, plan_hash, f"the {other} holds another plan; join again")
     _same(header, "base hash", got.base_hash, base_hash, f"the {other} holds another base model")
-    _same(header, "codec", " then ".join(got.codec), " then ".join(codec), f"the {other} packs tensors in another way")
+    _same_codec(header, codec, f"the {other} packs tensors in another way")
     _same_manifest(header, manifest)
 
 
 def _same(header: Header, name: str, got: object, want: object, cause: str) -> None:
     if want is not None and got != want:
         raise WireError(f"{header}: {name} {_short(got)} is not this run's {_short(want)}; {cause}")
+
+
+def _same_codec(header: Header, codec: Sequence[str], cause: str) -> None:
+    got, want = (_printable(" then ".join(names), length=100) for names in (header.envelope.codec, codec))
+    if header.envelope.codec != tuple(codec):
+        raise WireError(f"{header}: codec {got or 'missing'} is not this run's {want}; {cause}")
 
 
 def _same_manifest(header: Header, manifest: Sequence[Spec]) -> None:

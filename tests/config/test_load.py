@@ -58,7 +58,7 @@ MISTAKES = {
     "[codec]\nname = 'bfloat61'": "codec.name: no codec 'bfloat61'; did you mean 'bfloat16'?",
     "[codec]\nname = 3": "codec = {'name': 3}: expected a table with a name, [codec] and name = ...; known: bfloat16",
     "+codec = []": "codec = []: expected at least one table, [[codec]] and name = ...",
-    "+codec = [{name = 'none'}, 3]": "codec.1 = 3: expected a table with a name, [codec.1] and name = ...; known: bfloat16",
+    "+codec = [{name = 'none'}, 3]": "codec.1 = 3: expected a table with a name, [codec.1] and name = ...",
     "+codec = [{name = 'top_k', density = 2}]": "codec.0.density = 2: expected a number >= 0 and <= 1",
     "+codec_down = [{name = 'nnoe'}]": "codec_down.0.name: no codec 'nnoe'; did you mean 'none'?",
     "[codec]\nname = 'compeft'\nalpha = 2.0": "codec: alpha has no effect with scale = 'mean_abs'",
