@@ -89,10 +89,13 @@ def packers(common: Common) -> dict[str, Packer]:
     def flat(tensors: Tensors) -> bytes:
         return b"".join(map(raw, tensors.values()))
 
+    def copied(tensors: Tensors) -> memoryview:
+        return torch.cat([tensor.reshape(-1) for tensor in tensors.values()]).numpy().data.cast("B")
+
     codecs = {name: of(made(name)) for name in plugins.names("codec")}
     chains = {"+".join(names): of(made(*names)) for names in (("top_k", "int8"), ("top_k", "bfloat16"))}
     return {
-        "memcpy": Packer(flat, lambda data, _: bytearray(data)),
+        "memcpy": Packer(copied, lambda data, _: np.array(data)),
         "zstd -1": Packer(
             lambda tensors: pyarrow.Codec("zstd", compression_level=1).compress(flat(tensors)),
             lambda data, tensors: pyarrow.Codec("zstd").decompress(data, 4 * tensors.num_elements),

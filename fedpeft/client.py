@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedpeft import __version__, seeds
-from fedpeft.adapters.base import Penalty
+from fedpeft.adapters.base import Penalty, Step
 from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
 from fedpeft.errors import WireError
@@ -166,6 +166,7 @@ def _receive(
         round_number=round_number,
         num_clients=bench.shares.num_clients,
         learning_rate=learning_rate(experiment.train, round_number, experiment.rounds.num_rounds),
+        directive=header.directive,
     )
     adapted.place(bench.strategy.begin(turn), bench.strategy.residuals(slots, came.select(part_names)))
     return header, turn
@@ -198,9 +199,13 @@ def _train_slots(bench: Workbench, names: Sequence[str], turn: Turn, examples: E
 
         def penalty() -> Penalty:
             own = adapted.adapter.penalty(adapted.attached)
-            extra = bench.strategy.local_penalty(parameters, turn)
+            extra = bench.strategy.penalty(parameters, turn)
             terms = [term for term in (own.data_free, extra) if term is not None]
             return Penalty(per_sample=own.per_sample, data_free=sum(terms[1:], start=terms[0]) if terms else None)
+
+        def after_step(done: float) -> None:
+            progress = (round_number - 1 + done) / experiment.rounds.num_rounds
+            adapted.adapter.after_step(adapted.attached, Step(progress=progress, learning_rate=turn.learning_rate))
 
         return train_locally(
             adapted.attached.model,
@@ -212,6 +217,7 @@ def _train_slots(bench: Workbench, names: Sequence[str], turn: Turn, examples: E
             seed=seeds.derive(experiment.seed, "train", round_number, header.client),
             precision=experiment.compute.precision,
             penalty=penalty,
+            after_step=after_step,
         )
 
 

@@ -30,7 +30,7 @@ PLUGIN_FOLDERS = ("adapters", "codecs", "models", "data/partitions", "data/sourc
 HOMES = {
     "constriction": ("codecs",),
     "peft": ("adapters",),
-    "transformers": ("adapters", "models", "tasks"),
+    "transformers": ("adapters", "models", "privacy", "tasks"),
     "datasets": ("data", "tasks"),
     "flwr_datasets": ("data",),
     "opacus": ("privacy",),

@@ -12,7 +12,18 @@ from pydantic import Field
 from fedpeft import plugins
 from fedpeft.config.base import Frozen
 
-__all__ = ["Choice", "Choices", "Compute", "Evaluate", "Experiment", "Output", "Pretrain", "Rounds", "Train"]
+__all__ = [
+    "Calibration",
+    "Choice",
+    "Choices",
+    "Compute",
+    "Evaluate",
+    "Experiment",
+    "Output",
+    "Pretrain",
+    "Rounds",
+    "Train",
+]
 
 
 @final
@@ -140,6 +151,16 @@ class Pretrain(Frozen):
 
 
 @final
+class Calibration(Frozen):
+    """What an adapter that is planned from data sees before the federation: public examples, on the server alone."""
+
+    num_examples: int = Field(default=256, ge=1)
+    """The first so many of the public training examples; all where there are fewer."""
+    batch_size: int = Field(default=16, ge=1)
+    """Examples a forward pass; without effect on the plan, up to rounding."""
+
+
+@final
 class Output(Frozen):
     """Where results go; no part of the experiment's identity."""
 
@@ -173,6 +194,8 @@ class Experiment:
     output: Output
     pretrain: Pretrain | None = None
     pretrain_data: Choice | None = None
+    calibration: Calibration | None = None
+    calibration_data: Choice | None = None
 
     def table(self) -> dict[str, Any]:
         """Return the experiment as it would stand in a file, every default written out."""

@@ -1,7 +1,7 @@
 """Everything one experiment needs on one side, put together once: data, adapted model, codec, strategy."""
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, final
 
@@ -16,12 +16,13 @@ from fedpeft.data.base import Splits
 from fedpeft.data.shares import Shares, deal
 from fedpeft.errors import ConfigError, DataError, UnsupportedError
 from fedpeft.strategies.base import State, Strategy
+from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
 from fedpeft.training.adapted import Adapted, adapt
 from fedpeft.training.loop import evaluate
 
-__all__ = ["Workbench", "assemble"]
+__all__ = ["Workbench", "assemble", "require_fit"]
 
 _CACHED_CLIENTS = 1024
 
@@ -73,6 +74,10 @@ class Workbench:
         whose = () if client is None else (client,)
         return Common(roles=roles, seed=seeds.derive(self.experiment.seed, "codec", direction, round_number, *whose))
 
+    def retracted(self, state: State) -> State:
+        """Return the aggregate where the adapter's parameters live."""
+        return replace(state, adapter=self.adapted.adapter.retract(self.adapted.attached.slots, state.adapter))
+
     def evaluate(self, adapter: Tensors, residuals: Tensors) -> dict[str, float]:
         """Return the metrics of an adapter, with these residuals on the frozen weights, on the held-out examples."""
         self.adapted.place(adapter, residuals)
@@ -123,10 +128,7 @@ def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
     splits, shares = _deal(experiment)
     adapted = adapt(experiment, splits.label_names, plan)
     strategy: Strategy[Any] = experiment.strategy.build()
-    strategy.check(adapted.attached.slots)
-    strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
-    _require_scaling(experiment, strategy, adapted)
-    _require_cohort(experiment, strategy, shares.num_clients)
+    require_fit(experiment, strategy, adapted, num_clients=shares.num_clients)
     return Workbench(
         experiment=experiment,
         strategy=strategy,
@@ -149,6 +151,19 @@ def _down(experiment: Experiment) -> Codec:
     return codec
 
 
+def require_fit(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, *, num_clients: int) -> None:
+    """Refuse a strategy that these settings, this adapter or so few clients do not serve.
+
+    Raises:
+        UnsupportedError: says why, and what to use instead.
+    """
+    strategy.check(adapted.attached.slots)
+    strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
+    _require_start(experiment, strategy, adapted, num_clients)
+    _require_scaling(experiment, strategy, adapted)
+    _require_cohort(experiment, strategy, num_clients)
+
+
 def _deal(experiment: Experiment) -> tuple[Splits, Shares]:
     splits: Splits = experiment.data.build().load(seed=seeds.derive(experiment.seed, "data"))
     _require_columns(experiment, splits.train.column_names)
@@ -168,6 +183,15 @@ def _require_cohort(experiment: Experiment, strategy: Strategy[Any], num_clients
             f"strategy {experiment.strategy.name!r} with these options needs at least {least} updates a round and "
             f"{drawn} client(s) are drawn; raise rounds.clients_per_round or the number of clients"
         )
+
+
+def _require_start(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, num_clients: int) -> None:
+    """Refuse pairs that start at a product where a client may hold fewer ranks, and so lack part of the base."""
+    slots = adapted.attached.slots
+    state = strategy.init(slots, adapted.initial)
+    asked = (strategy.directive(slots, state, round_number=1, client=client) for client in range(num_clients))
+    if strategy.rescales() or any(directive.rank is not None for directive in asked):
+        require_zero_start(slots, adapted.initial, strategy=experiment.strategy.name)
 
 
 def _require_scaling(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted) -> None:

@@ -72,6 +72,7 @@ MISTAKES = {
     "[train]\nwarmup_rounds = 10": "train.warmup_rounds = 10: expected < rounds.num_rounds = 10",
     "[rounds]\nclients_per_round = 2\nmin_clients = 3": "rounds.min_clients = 3: expected <= rounds.clients_per_round",
     "[pretrain]\nnum_steps = 1": "pretrain and pretrain_data: give both tables or neither",
+    "[calibration]\nnum_examples = 1": "calibration and calibration_data: give both tables or neither",
 }
 
 
