@@ -82,7 +82,7 @@ def join(message: Message, context: Context, experiment: Experiment) -> RecordDi
         config_hash=experiment.hash,
         plan_hash=Plan.from_bytes(body).hash,
         base_hash=None,
-        codec=experiment.codec.name,
+        codec=experiment.codec.names,
     )
     forget(context.state)
     context.state["run"] = ConfigRecord({"job": header.envelope.job, "plan": body})
@@ -110,7 +110,9 @@ def train(message: Message, context: Context, bench: Workbench) -> RecordDict:
         train_loss=outcome.train_loss,
         seconds=time.monotonic() - began,
     )
-    reply = pack(update, bench.codec.encode(delta))
+    reply = pack(
+        update, bench.codec.encode(delta, bench.common("up", round_number=turn.round_number, client=header.client))
+    )
     if bench.strategy.remembers():
         remember(context.state, memory, round_number=turn.round_number)
     return reply
@@ -149,11 +151,11 @@ def _receive(
         config_hash=bench.experiment.hash,
         plan_hash=adapted.plan.hash,
         base_hash=adapted.base_hash,
-        codec=bench.codec.name,
+        codec=bench.experiment.codec_down.names,
         manifest=manifest,
         client=_client(context),
     )
-    came = bench.codec.decode(body, manifest)
+    came = bench.codec_down.decode(body, manifest, bench.common("down", round_number=header.envelope.round_number))
     names, part_names = ([spec.name for spec in specs] for specs in (beside, parts))
     experiment, round_number = bench.experiment, header.envelope.round_number
     turn = Turn(
@@ -248,7 +250,7 @@ def _envelope(bench: Workbench, header: Broadcast, delta: Tensors) -> Envelope:
         config_hash=bench.experiment.hash,
         plan_hash=bench.adapted.plan.hash,
         base_hash=bench.adapted.base_hash,
-        codec=bench.codec.name,
+        codec=bench.experiment.codec.names,
         manifest=delta.manifest(),
     )
 

@@ -12,7 +12,18 @@ from pydantic import ValidationError
 from fedpeft import plugins
 from fedpeft.config.base import Frozen
 from fedpeft.config.explain import explain
-from fedpeft.config.schema import Calibration, Choice, Compute, Evaluate, Experiment, Output, Pretrain, Rounds, Train
+from fedpeft.config.schema import (
+    Calibration,
+    Choice,
+    Choices,
+    Compute,
+    Evaluate,
+    Experiment,
+    Output,
+    Pretrain,
+    Rounds,
+    Train,
+)
 from fedpeft.errors import ConfigError
 
 __all__ = ["load", "parse"]
@@ -25,9 +36,12 @@ _CHOICES = {
     "adapter": "adapter",
     "strategy": "strategy",
     "codec": "codec",
+    "codec_down": "codec",
     "pretrain_data": "source",
     "calibration_data": "source",
 }
+_CHAINS = ("codec", "codec_down")
+"""Choices that may be several, as an array of tables."""
 _OPTIONAL = ("pretrain_data", "calibration_data")
 _TABLES: dict[str, type[Frozen]] = {
     "train": Train,
@@ -40,6 +54,7 @@ _TABLES: dict[str, type[Frozen]] = {
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "codec": {"name": "none"},
+    "codec_down": {"name": "none"},
     "strategy": {"name": "fedavg"},
     **{name: {} for name in ("train", "rounds", "evaluate", "compute", "output")},
 }
@@ -81,7 +96,8 @@ def parse(table: Mapping[str, Any], *, where: str = "experiment") -> Experiment:
         "seed": _checked_seed(merged.get("seed", 0), problems),
     }
     for key, group in _CHOICES.items():
-        values[key] = _choice(key, group, merged, problems)
+        read = _choices if key in _CHAINS else _choice
+        values[key] = read(key, group, merged, problems)
     for key, kind in _TABLES.items():
         values[key] = _validated(kind, merged[key], key, problems) if key in merged else None
     problems += _across(values) if not problems else []
@@ -108,6 +124,16 @@ def _choice(key: str, group: str, table: Mapping[str, Any], problems: list[str])
     own = {name: value for name, value in given.items() if name != "name"}
     options = _validated(kind, own, key, problems, group=group)
     return Choice(group=group, name=given["name"], options=options) if options is not None else None
+
+
+def _choices(key: str, group: str, table: Mapping[str, Any], problems: list[str]) -> Choices | None:
+    """Return one or more choices; an array's tables are numbered from 0 in what is said of them."""
+    given = table[key]
+    places = {f"{key}.{index}": each for index, each in enumerate(given)} if isinstance(given, list) else {key: given}
+    if not places:
+        problems.append(f"{key} = []: expected at least one table, [[{key}]] and name = ...")
+    stages = [_choice(place, group, places, problems) for place in places]
+    return Choices(tuple(stage for stage in stages if stage is not None)) if None not in stages else None
 
 
 def _validated(

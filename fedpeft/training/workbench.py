@@ -3,13 +3,14 @@
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 
 from fedpeft import seeds
 from fedpeft.adapters.plan import Plan
-from fedpeft.codecs.base import Codec
+from fedpeft.codecs.base import Codec, Common
+from fedpeft.codecs.chain import chained
 from fedpeft.config import Experiment
 from fedpeft.data.base import Splits
 from fedpeft.data.shares import Shares, deal
@@ -34,6 +35,9 @@ class Workbench:
     experiment: Experiment
     strategy: Strategy[Any]
     codec: Codec
+    """Of what clients send."""
+    codec_down: Codec
+    """Of what the server sends."""
     splits: Splits
     shares: Shares
     adapted: Adapted
@@ -63,6 +67,12 @@ class Workbench:
         """Return what the strategy adds to frozen weights, group -> (d_out, d_in): the bits that clients rebuild."""
         slots = self.adapted.attached.slots
         return self.strategy.residuals(slots, self.strategy.residual_parts(slots, state))
+
+    def common(self, direction: Literal["up", "down"], *, round_number: int, client: int | None = None) -> Common:
+        """Return what server and client know alike of one body before it travels; one body may go down to many."""
+        roles = {slot.name: slot.role for slot in self.adapted.attached.slots}
+        whose = () if client is None else (client,)
+        return Common(roles=roles, seed=seeds.derive(self.experiment.seed, "codec", direction, round_number, *whose))
 
     def retracted(self, state: State) -> State:
         """Return the aggregate where the adapter's parameters live."""
@@ -122,11 +132,23 @@ def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
     return Workbench(
         experiment=experiment,
         strategy=strategy,
-        codec=experiment.codec.build(),
+        codec=chained(experiment.codec.build()),
+        codec_down=_down(experiment),
         splits=splits,
         shares=shares,
         adapted=adapted,
     )
+
+
+def _down(experiment: Experiment) -> Codec:
+    """Build the downlink's codec; what goes down are an adapter's values, of which none may be left out."""
+    codec = chained(experiment.codec_down.build())
+    if codec.changes_only:
+        raise UnsupportedError(
+            f"codec_down = {codec.name!r} leaves entries out, and what the server sends is the whole adapter, not a "
+            "change of it; choose none, bfloat16, float16, int8 or int4, or set it as codec, for what clients send"
+        )
+    return codec
 
 
 def require_fit(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, *, num_clients: int) -> None:

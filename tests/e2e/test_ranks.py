@@ -11,6 +11,7 @@ import pytest
 from fedpeft import client
 from fedpeft.adapters.base import Adapter, pairs
 from fedpeft.adapters.lora import Lora
+from fedpeft.codecs.base import Common
 from fedpeft.codecs.none import Lossless
 from fedpeft.config import Experiment
 from fedpeft.engines.inline import simulate
@@ -128,9 +129,9 @@ def test_hetlora_sends_each_client_its_ranks_packed_once_for_all_who_hold_as_man
     bench, seen, encoded = assemble(experiment), watch_sizes(monkeypatch), Counter[int]()
     encode = Lossless.encode
 
-    def counting(self: Lossless, tensors: Tensors) -> bytes:
+    def counting(self: Lossless, tensors: Tensors, common: Common) -> bytes:
         encoded[4 * tensors.num_elements] += 1
-        return encode(self, tensors)
+        return encode(self, tensors, common)
 
     monkeypatch.setattr(Lossless, "encode", counting)
     simulate(experiment)

@@ -67,7 +67,7 @@ def test_fedprox_keeps_clients_closer_to_what_they_received(tmp_path: Path) -> N
 
 def test_half_the_bytes_in_bfloat16(tmp_path: Path) -> None:
     for name, codec in (("full", "none"), ("half", "bfloat16")):
-        simulate(tiny(tmp_path / name, codec={"name": codec}, rounds={"num_rounds": 1}))
+        simulate(tiny(tmp_path / name, codec={"name": codec}, codec_down={"name": codec}, rounds={"num_rounds": 1}))
     payload = 4 * read_slots(tmp_path / "full" / "adapter").num_elements
     full, half = (lines(tmp_path / name)[1] for name in ("full", "half"))
     for key in ("bytes_up", "bytes_down"):
