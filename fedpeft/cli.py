@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from fedpeft import __version__, config, plugins
+from fedpeft.cli_privacy import privacy_app
 from fedpeft.config import Experiment
 from fedpeft.errors import FedpeftError, InputError
 from fedpeft.report.run_directory import RunDirectory
@@ -137,6 +138,9 @@ def export(
 
     export_run(run, folder, merge=merge)
     typer.echo(f"{folder}: written")
+
+
+app.add_typer(privacy_app, name="privacy")
 
 
 @app.callback(invoke_without_command=True)

@@ -11,6 +11,7 @@ from typing import Any, final
 from flwr.serverapp import Grid
 
 from fedpeft.errors import ResumeError, RunError
+from fedpeft.privacy.randomness import source
 from fedpeft.report.export import write_adapter
 from fedpeft.report.page import report_page
 from fedpeft.report.record import Failure, RoundRecord
@@ -20,6 +21,7 @@ from fedpeft.report.watch import Watcher
 from fedpeft.rounds import checkpoint as checkpoints
 from fedpeft.rounds.checkpoint import Checkpoint
 from fedpeft.rounds.exchange import Exchange, Reply
+from fedpeft.rounds.guard import Guard, guard
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.rounds.roster import find_clients
 from fedpeft.rounds.sampling import draw_cohort
@@ -40,6 +42,8 @@ class Federation:
     nodes: dict[int, int]
     """Client -> Flower node."""
     watcher: Watcher
+    guard: Guard | None = None
+    """Of a run with privacy."""
 
 
 @final
@@ -84,7 +88,8 @@ def serve(
         partition_summary=shares,
         first_round=begun.round_number + 1 if begun else 1,
     )
-    federation = Federation(grid=grid, bench=bench, nodes=find_clients(grid, bench), watcher=watcher)
+    nodes, keeper = find_clients(grid, bench), guard(bench, run.ledger)
+    federation = Federation(grid=grid, bench=bench, nodes=nodes, watcher=watcher, guard=keeper)
     begun = begun or _round_zero(federation, run)
     state = begun.state
     for round_number in range(begun.round_number + 1, rounds.num_rounds + 1):
@@ -102,13 +107,14 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
     Raises:
         RunError: fewer replies than rounds.min_clients, or the aggregate is not finite.
     """
-    bench, experiment = federation.bench, federation.bench.experiment
-    cohort = draw_cohort(
-        len(federation.nodes), experiment.rounds.clients_per_round, seed=experiment.seed, round_number=round_number
-    )
+    bench, experiment, keeper = federation.bench, federation.bench.experiment, federation.guard
+    cohort = _cohort(federation, round_number)
+    epsilon = keeper.charge(state, cohort, round_number) if keeper else None
     began = time.monotonic()
     tally = _train(federation, state, cohort, round_number)
-    _require_quorum(tally, round_number, experiment.rounds.min_clients, bench.strategy.least_updates())
+    if cohort or keeper is None or not keeper.central:  # else the release is noise alone, as the accountant has it
+        _require_quorum(tally, round_number, experiment.rounds.min_clients, bench.strategy.least_updates())
+    tally.total = keeper.noised(tally.total, state, round_number) if keeper else tally.total
     trained = time.monotonic()
     state = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, tally.total))
     state.adapter.require_finite(where=f"global adapter after round {round_number}")
@@ -119,9 +125,10 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         round=round_number,
         clients=cohort,
         failures=tuple(tally.failures),
-        train_loss=tally.loss_sum / tally.num_examples,
+        train_loss=tally.loss_sum / tally.num_examples if tally.num_examples else None,
         metrics=metrics,
         client_metrics=client_metrics,
+        epsilon=epsilon,
         bytes_up=tally.bytes_up,
         bytes_down=tally.bytes_down,
         seconds={
@@ -133,6 +140,20 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
     return state, record
 
 
+def _cohort(federation: Federation, round_number: int) -> tuple[int, ...]:
+    """Draw a round's clients; where privacy counts on their being unknown, from the mechanism's own randomness."""
+    experiment = federation.bench.experiment
+    seed, rounds, privacy = experiment.seed, experiment.rounds, experiment.privacy
+    return draw_cohort(
+        len(federation.nodes),
+        rounds.clients_per_round,
+        seed=seed,
+        round_number=round_number,
+        sampling=rounds.sampling,
+        generator=source(privacy, seed, "cohort", round_number) if privacy else None,
+    )
+
+
 def _train(federation: Federation, state: State, cohort: Iterable[int], round_number: int) -> Tally:
     """Stream the cohort's updates into one running total."""
     strategy = federation.bench.strategy
@@ -140,11 +161,13 @@ def _train(federation: Federation, state: State, cohort: Iterable[int], round_nu
     for reply in _exchange(federation, state, round_number).train(cohort):
         _count(tally, reply)
         if reply.update is not None and isinstance(reply.header, Update):
-            update = strategy.prepare(federation.bench.adapted.attached.slots, state, reply.update)
+            limited = federation.guard.limited(reply.update) if federation.guard else reply.update
+            update = strategy.prepare(federation.bench.adapted.attached.slots, state, limited)
             tally.total = strategy.accumulate(tally.total, update)
             tally.num_updates += 1
-            tally.loss_sum += reply.header.train_loss * reply.update.num_examples
-            tally.num_examples += reply.update.num_examples
+            if reply.header.train_loss is not None:
+                tally.loss_sum += reply.header.train_loss * reply.update.num_examples
+                tally.num_examples += reply.update.num_examples
         federation.watcher.client_finished(
             round_number, reply.client, ok=reply.failure is None, bytes_up=reply.bytes_up
         )
@@ -263,7 +286,9 @@ def _checkpoint(bench: Workbench, state: State, round_number: int) -> Checkpoint
 def _conclude(federation: Federation, run: RunDirectory, state: State) -> dict[str, Any]:
     """Write the adapter, the summary and the page."""
     bench = federation.bench
-    summary = summarise(bench.experiment, run.records(), adapter_digest=state.adapter.digest())
+    charged, mechanism = run.ledger, bench.mechanism
+    privacy = mechanism.statement(charged.charged_rounds(mechanism.privacy.unit)) if mechanism else None
+    summary = summarise(bench.experiment, run.records(), adapter_digest=state.adapter.digest(), privacy=privacy)
     residuals = bench.residuals(state)
     write_adapter(run.adapter, bench.experiment, bench.adapted, state.adapter, residuals=residuals, summary=summary)
     run.write_page(report_page(bench.experiment, run.records(), run.partition(), summary))

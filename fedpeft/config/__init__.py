@@ -2,6 +2,7 @@
 
 from fedpeft.config.base import Frozen
 from fedpeft.config.load import load, parse
+from fedpeft.config.privacy import Privacy
 from fedpeft.config.schema import Choice, Choices, Compute, Evaluate, Experiment, Output, Pretrain, Rounds, Train
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Frozen",
     "Output",
     "Pretrain",
+    "Privacy",
     "Rounds",
     "Train",
     "load",

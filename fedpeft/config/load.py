@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from fedpeft import plugins
 from fedpeft.config.base import Frozen
 from fedpeft.config.explain import explain
+from fedpeft.config.privacy import Privacy
 from fedpeft.config.schema import (
     Calibration,
     Choice,
@@ -51,6 +52,7 @@ _TABLES: dict[str, type[Frozen]] = {
     "output": Output,
     "pretrain": Pretrain,
     "calibration": Calibration,
+    "privacy": Privacy,
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "codec": {"name": "none"},
@@ -185,6 +187,8 @@ def _across(values: Mapping[str, Any]) -> list[str]:
             f"rounds.min_clients = {rounds.min_clients}: "
             f"expected <= rounds.clients_per_round = {rounds.clients_per_round}"
         )
+    if rounds.sampling == "poisson" and rounds.clients_per_round is None:
+        problems.append("rounds.sampling = 'poisson': has no effect without rounds.clients_per_round; set it")
     for name in ("pretrain", "calibration"):
         if (values[name] is None) != (values[f"{name}_data"] is None):
             problems.append(f"{name} and {name}_data: give both tables or neither")

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from fedpeft import plugins
 from fedpeft.config.base import Frozen
+from fedpeft.config.privacy import Privacy
 
 __all__ = [
     "Calibration",
@@ -99,7 +100,9 @@ class Rounds(Frozen):
     num_rounds: int = Field(default=10, ge=1)
     """Rounds in all."""
     clients_per_round: int | None = Field(default=None, ge=1)
-    """Clients drawn a round, uniformly without replacement; all when unset."""
+    """Clients drawn a round, uniformly; all when unset."""
+    sampling: Literal["fixed", "poisson"] = "fixed"
+    """fixed: exactly clients_per_round; poisson: each client on its own, so many on average."""
     min_clients: int = Field(default=1, ge=1)
     """Fewer replies than this stop the run."""
     timeout_seconds: float = Field(default=3600.0, gt=0)
@@ -196,6 +199,7 @@ class Experiment:
     pretrain_data: Choice | None = None
     calibration: Calibration | None = None
     calibration_data: Choice | None = None
+    privacy: Privacy | None = None
 
     def table(self) -> dict[str, Any]:
         """Return the experiment as it would stand in a file, every default written out."""

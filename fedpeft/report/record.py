@@ -54,6 +54,8 @@ class RoundRecord:
     """On the held-out data; empty when the round was not evaluated."""
     client_metrics: dict[str, float] = field(default_factory=dict)
     """On the clients' own held-out shares, weighted by examples."""
+    epsilon: float | None = None
+    """Spent so far, this round included; None without privacy."""
     bytes_up: Count = 0
     bytes_down: Count = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -97,8 +99,9 @@ def _reader() -> TypeAdapter[RoundRecord]:
 
 
 def _numbers(record: RoundRecord) -> Iterator[tuple[str, float]]:
-    if record.train_loss is not None:
-        yield "train_loss", record.train_loss
+    for name in ("train_loss", "epsilon"):
+        if vars(record)[name] is not None:
+            yield name, vars(record)[name]
     for group in ("metrics", "client_metrics", "seconds"):
         for name, value in vars(record)[group].items():
             yield f"{group}.{name}", value

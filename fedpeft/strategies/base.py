@@ -178,6 +178,10 @@ class Strategy(ABC, Generic[T]):
         """Tell whether a directive may change the scale of the pairs; an adapter that cannot is refused at once."""
         return False
 
+    def sums(self) -> bool:
+        """Tell whether the server uses nothing of the updates but their plain sum: what noise on that sum protects."""
+        return False
+
     def init(self, slots: Sequence[Slot], adapter: Tensors) -> State:
         """Return the state before round 1."""
         return State(adapter=adapter)

@@ -43,6 +43,10 @@ class Averaging(Strategy[WeightedSum]):
 
     options: WeightingOptions
 
+    def sums(self) -> bool:
+        """All that is used is the sum, where no client's number of examples weighs it."""
+        return self.options.weighting == "uniform"
+
     def start(self) -> WeightedSum:
         """Return an empty sum."""
         return WeightedSum()

@@ -15,16 +15,20 @@ from fedpeft.config import Experiment
 from fedpeft.data.base import Splits
 from fedpeft.data.shares import Shares, deal
 from fedpeft.errors import ConfigError, DataError, UnsupportedError
+from fedpeft.privacy.mechanism import Mechanism, mechanism
+from fedpeft.privacy.proof import prove
 from fedpeft.strategies.base import State, Strategy
 from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
 from fedpeft.training.adapted import Adapted, adapt
-from fedpeft.training.loop import evaluate
+from fedpeft.training.loop import evaluate, to_device
+from fedpeft.training.private_fit import require_private
 
 __all__ = ["Workbench", "assemble", "require_fit"]
 
 _CACHED_CLIENTS = 1024
+_PROBE = 4
 
 
 @final
@@ -41,6 +45,8 @@ class Workbench:
     splits: Splits
     shares: Shares
     adapted: Adapted
+    mechanism: Mechanism | None = None
+    """What the [privacy] table comes to."""
     _encoded: OrderedDict[int, tuple[Examples, Examples]] = field(default_factory=OrderedDict, repr=False)
 
     @cached_property
@@ -62,6 +68,21 @@ class Workbench:
         first = self.strategy.init(self.adapted.attached.slots, self.adapted.initial)
         self.adapted.place(first.adapter, self.residuals(first))
         self.score(self.held_out[:1])
+        _ = self.proven
+
+    @cached_property
+    def proven(self) -> bool:
+        """Whether gradients of single examples were tried on public examples and found right; True or an error.
+
+        Raises:
+            UnsupportedError: they are not what they should be; nothing is trained.
+        """
+        if self.mechanism is None or self.mechanism.privacy.unit != "example":
+            return True
+        model, task = self.adapted.attached.model, self.adapted.task
+        probe = to_device(task.collate([self.held_out[at] for at in range(min(_PROBE, len(self.held_out)))]), model)
+        prove(model, self.adapted.adapter.gradients(), probe, task.losses)
+        return True
 
     def residuals(self, state: State) -> Tensors:
         """Return what the strategy adds to frozen weights, group -> (d_out, d_in): the bits that clients rebuild."""
@@ -137,7 +158,18 @@ def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
         splits=splits,
         shares=shares,
         adapted=adapted,
+        mechanism=_mechanism(experiment, strategy, adapted, num_clients=shares.num_clients),
     )
+
+
+def _mechanism(
+    experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, *, num_clients: int
+) -> Mechanism | None:
+    privacy = experiment.privacy
+    if privacy is None:
+        return None
+    require_private(experiment, privacy, strategy, adapted, num_clients=num_clients)
+    return mechanism(privacy, train=experiment.train, rounds=experiment.rounds, num_clients=num_clients)
 
 
 def _down(experiment: Experiment) -> Codec:
