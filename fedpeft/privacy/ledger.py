@@ -11,11 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from fedpeft.errors import ResumeError
 from fedpeft.files import flush_folder
-from fedpeft.privacy.mechanism import Mechanism
+
+if TYPE_CHECKING:  # a run directory is read without what accounts for it, which takes seconds to import
+    from fedpeft.privacy.mechanism import Mechanism
 
 __all__ = ["FILE_NAME", "Charge", "Ledger"]
 
@@ -54,7 +56,7 @@ class Ledger:
         """Return the rounds of the one who is charged most: of a client, or of all, where drawing is accounted for."""
         return _most(self.charges(), unit)
 
-    def charge(self, charge: Charge, mechanism: Mechanism) -> int:
+    def charge(self, charge: Charge, mechanism: "Mechanism") -> int:
         """Write a charge ahead of its round; return the charged rounds with it.
 
         Raises:

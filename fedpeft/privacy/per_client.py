@@ -5,8 +5,6 @@ decoded; an update that is not finite counts as none, which is within the sensit
 who replied: a client that is missing makes the sum smaller and leaves the noise as it is.
 """
 
-import math
-
 import torch
 
 from fedpeft.tensors import Tensors
@@ -20,9 +18,9 @@ def clipped(update: Tensors, norm: float) -> Tensors:
     The norm is found in float64 and the result rounded once, so that it may exceed ``norm`` by one part in 10^7.
     """
     doubled = update.to(torch.float64)
-    largest = max((float(tensor.abs().max()) for tensor in doubled.values() if tensor.numel()), default=0.0)
-    if not math.isfinite(largest):
+    if not all(bool(tensor.isfinite().all()) for tensor in doubled.values()):
         return update.to(torch.float32).map(torch.zeros_like)
+    largest = max((float(tensor.abs().max()) for tensor in doubled.values() if tensor.numel()), default=0.0)
     if largest == 0:
         return update.to(torch.float32)
     length = largest * doubled.map(lambda tensor: tensor / largest).norm()  # squares of 1e200 would overflow

@@ -64,8 +64,9 @@ def by_hand(w: Any, b: Any, rows: Any, drawn: Any, clipping: str) -> tuple[Any, 
     """One step: each drawn example's gradient cut to 0.7, summed, divided by 3, times the rate."""
     sums = [np.zeros_like(w), np.zeros_like(b)]
     for (x, y), taken in zip(rows, drawn, strict=True):
-        error = w @ x + b - y
-        own = [np.outer(error, x), error]
+        with np.errstate(invalid="ignore"):
+            error = w @ x + b - y
+            own = [np.outer(error, x), error]
         if not taken or not all(np.isfinite(g).all() for g in own):
             continue
         joint = np.sqrt(sum((g**2).sum() for g in own))
