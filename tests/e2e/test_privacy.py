@@ -127,10 +127,11 @@ def test_what_a_server_does_to_noised_factors_is_free(tmp_path: Path, strategy: 
 
 @pytest.mark.parametrize("adapter", plugins.names("adapter"))
 def test_every_adapter_trains_with_privacy_of_examples(tmp_path: Path, adapter: str) -> None:
-    changes = needed("fedavg", adapter={"name": adapter}, rounds={"num_rounds": 1}, strategy=UNIFORM)
+    changes = needed("fedavg", adapter={"name": adapter}, rounds={"num_rounds": 1})
     if adapter == "lora_sb":
         changes = merged(changes, {"adapter": {"rank": 2}})
 
+    changes["strategy"] = UNIFORM
     summary = simulate(private(tmp_path / "run", {**EXAMPLE, "noise": "reproducible"}, **changes))
 
     assert summary["privacy"]["charged_rounds"] == 1
