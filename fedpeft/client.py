@@ -24,6 +24,7 @@ from fedpeft.strategies.base import Turn
 from fedpeft.strategies.ranks import padded, sliced
 from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
+from fedpeft.training.feedback import joined_memory, owed, own, send
 from fedpeft.training.holding import holding
 from fedpeft.training.loop import Outcome, train_locally
 from fedpeft.training.optimizers import learning_rate
@@ -110,11 +111,10 @@ def train(message: Message, context: Context, bench: Workbench) -> RecordDict:
         train_loss=outcome.train_loss,
         seconds=time.monotonic() - began,
     )
-    reply = pack(
-        update, bench.codec.encode(delta, bench.common("up", round_number=turn.round_number, client=header.client))
-    )
-    if bench.strategy.remembers():
-        remember(context.state, memory, round_number=turn.round_number)
+    body, errors = _encoded(bench, header, delta, owed(recall(context.state, before=turn.round_number)))
+    reply = pack(update, body)
+    if bench.remembers():
+        remember(context.state, joined_memory(memory, errors), round_number=turn.round_number)
     return reply
 
 
@@ -162,7 +162,7 @@ def _receive(
         slots=slots,
         received=_laid_over(bench, header, came.without([*names, *part_names])),
         beside=came.select(names),
-        memory=recall(context.state, before=round_number + (kind == "evaluate")),
+        memory=own(recall(context.state, before=round_number + (kind == "evaluate"))),
         round_number=round_number,
         num_clients=bench.shares.num_clients,
         learning_rate=learning_rate(experiment.train, round_number, experiment.rounds.num_rounds),
@@ -187,6 +187,14 @@ def _finish(bench: Workbench, header: Broadcast, turn: Turn, outcome: Outcome) -
     delta = sliced((parting.adapter - turn.received).select(sent), turn.slots, rank=asked.rank, held=asked.held)
     beside = parting.beside.require(strategy.beside(turn.slots).up, where="sent beside the delta")
     return delta.joined(beside), parting.memory.require_finite(where=f"memory of client {header.client}")
+
+
+def _encoded(bench: Workbench, header: Broadcast, delta: Tensors, errors: Tensors) -> tuple[bytes, Tensors]:
+    """Return the body, and what the codec leaves out of it and earlier ones where that is to be sent later."""
+    common = bench.common("up", round_number=header.envelope.round_number, client=header.client)
+    if not bench.experiment.feedback.up:
+        return bench.codec.encode(delta, common), Tensors()
+    return send(bench.codec, common, delta, errors, bench.adapted.attached.slots, header.directive)
 
 
 def _train_slots(bench: Workbench, names: Sequence[str], turn: Turn, examples: Examples, header: Broadcast) -> Outcome:

@@ -110,7 +110,8 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
     tally = _train(federation, state, cohort, round_number)
     _require_quorum(tally, round_number, experiment.rounds.min_clients, bench.strategy.least_updates())
     trained = time.monotonic()
-    state = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, tally.total))
+    after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, tally.total))
+    state = bench.settled(state, after, round_number=round_number)
     state.adapter.require_finite(where=f"global adapter after round {round_number}")
     bench.residuals(state).require_finite(where=f"residual after round {round_number}")
     aggregated = time.monotonic()
@@ -205,7 +206,8 @@ def _require_quorum(tally: Tally, round_number: int, min_clients: int, least_upd
 def _round_zero(federation: Federation, run: RunDirectory) -> Checkpoint:
     """Evaluate the adapter as it is attached, and commit it as round 0."""
     bench = federation.bench
-    state = bench.strategy.init(bench.adapted.attached.slots, bench.adapted.initial)
+    first = bench.strategy.init(bench.adapted.attached.slots, bench.adapted.initial)
+    state = bench.settled(first, first, round_number=0)
     began = time.monotonic()
     metrics = bench.evaluate(state.adapter, bench.residuals(state))
     record = RoundRecord(round=0, metrics=metrics, seconds={"evaluate": time.monotonic() - began})
@@ -223,7 +225,7 @@ def resumed(run: RunDirectory, bench: Workbench, memories: MemoryFolder | None =
         ResumeError: the checkpoint is damaged, or of other parts than these, or what clients kept is lost.
     """
     found = checkpoints.latest(run.checkpoints)
-    if found is not None and found.round_number and bench.strategy.remembers():
+    if found is not None and found.round_number and bench.remembers():
         _require_memories(run, bench, memories, found.round_number)
     run.truncate(found.round_number if found else -1)
     if memories is not None:

@@ -51,6 +51,12 @@ class Sparsity(Frozen):
         least = 1 if share and group.num_entries else 0
         return max(least, min(group.num_entries, math.floor(share * group.num_entries + 0.5)))
 
+    def grows(self) -> str | None:
+        """Return why fed-back errors would grow: a class of which nothing is ever sent."""
+        if all([self.density, *self.densities.values()]):
+            return None
+        return "a class with density 0 is never sent; give it a density > 0"
+
 
 @final
 @dataclass(frozen=True)

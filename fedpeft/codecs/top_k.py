@@ -56,6 +56,10 @@ class TopK(Sparse):
         """
         return Chain((self,), Exact()).decode(data, manifest, common)
 
+    def grows(self) -> str | None:
+        """Return why fed-back errors would grow: a class of which nothing is ever sent."""
+        return self.options.grows()
+
     def error_bound(self, tensors: Tensors, common: Common = NOTHING) -> float:
         """Return sqrt(1 - k/n) * norm for each class, put together: what is left out is smaller than what is kept."""
         total = 0.0

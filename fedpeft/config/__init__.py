@@ -2,7 +2,18 @@
 
 from fedpeft.config.base import Frozen
 from fedpeft.config.load import load, parse
-from fedpeft.config.schema import Choice, Choices, Compute, Evaluate, Experiment, Output, Pretrain, Rounds, Train
+from fedpeft.config.schema import (
+    Choice,
+    Choices,
+    Compute,
+    Evaluate,
+    Experiment,
+    Feedback,
+    Output,
+    Pretrain,
+    Rounds,
+    Train,
+)
 
 __all__ = [
     "Choice",
@@ -10,6 +21,7 @@ __all__ = [
     "Compute",
     "Evaluate",
     "Experiment",
+    "Feedback",
     "Frozen",
     "Output",
     "Pretrain",

@@ -139,7 +139,7 @@ class Exchange:
     def _sending(self, kind: Literal["train", "evaluate"], directive: Directive) -> Tensors:
         """Return the adapter, for training what the strategy sends beside it, and what rebuilds a residual."""
         slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
-        whole = self.state.adapter.select(spec.name for spec in strategy.downlink(slots))
+        whole = (self.state.exact or self.state.adapter).select(spec.name for spec in strategy.downlink(slots))
         sending = sliced(whole, slots, rank=directive.rank)
         if kind == "train":
             beside = strategy.broadcast(slots, self.state)

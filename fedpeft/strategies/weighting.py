@@ -43,6 +43,10 @@ class Averaging(Strategy[WeightedSum]):
 
     options: WeightingOptions
 
+    def takes_feedback(self) -> bool:
+        """What a round lacks of a change, a later mean has."""
+        return True
+
     def start(self) -> WeightedSum:
         """Return an empty sum."""
         return WeightedSum()
