@@ -3,6 +3,7 @@
 Read top to bottom: serve -> run_round -> its steps. All that a round leaves behind is on disk before the next begins.
 """
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -54,6 +55,9 @@ class Tally:
     num_examples: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    floats_up: int = 0
+    floats_down: int = 0
+    bits_up: float | None = 0.0
 
 
 def serve(
@@ -125,6 +129,9 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         client_metrics=client_metrics,
         bytes_up=tally.bytes_up,
         bytes_down=tally.bytes_down,
+        bytes_up_fp32=4 * tally.floats_up,
+        bytes_down_fp32=4 * tally.floats_down,
+        bytes_up_bound=None if tally.bits_up is None else math.ceil(tally.bits_up / 8),
         seconds={
             "clients": trained - began,
             "aggregate": aggregated - trained,
@@ -144,6 +151,7 @@ def _train(federation: Federation, state: State, cohort: Iterable[int], round_nu
             update = strategy.prepare(federation.bench.adapted.attached.slots, state, reply.update)
             tally.total = strategy.accumulate(tally.total, update)
             tally.num_updates += 1
+            tally.bits_up = _both(tally.bits_up, reply.bits_up)
             tally.loss_sum += reply.header.train_loss * reply.update.num_examples
             tally.num_examples += reply.update.num_examples
         federation.watcher.client_finished(
@@ -175,9 +183,15 @@ def _evaluate_clients(
     return federation.bench.adapted.task.metrics(sums) if sums else {}
 
 
+def _both(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
+
+
 def _count(tally: Tally, reply: Reply) -> None:
     tally.bytes_up += reply.bytes_up
     tally.bytes_down += reply.bytes_down
+    tally.floats_up += reply.floats_up
+    tally.floats_down += reply.floats_down
     if reply.failure is not None:
         tally.failures.append(reply.failure)
 

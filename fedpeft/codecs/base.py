@@ -59,6 +59,10 @@ class Codec(ABC):
         """
         return None
 
+    def entropy_bits(self, tensors: Tensors, common: Common = NOTHING) -> float | None:
+        """Return the fewest bits that tensors as they arrive could take, by the codec's model; None without a model."""
+        return None
+
     @abstractmethod
     def error_bound(self, tensors: Tensors, common: Common = NOTHING) -> float:
         """Return a bound on the L2 norm of decode(encode(tensors)) - tensors; 0 for a lossless codec."""

@@ -28,6 +28,7 @@ __all__ = [
     "Sparsity",
     "class_seal",
     "classes",
+    "entropy_bits",
     "flat_class",
     "unflattened",
 ]
@@ -107,6 +108,16 @@ def unflattened(manifest: Sequence[Spec], groups: Sequence[tuple[Class, Floats]]
         for spec, (start, end) in zip(group.specs, pairwise(group.ends), strict=True)
     }
     return Tensors((spec.name, found[spec.name]) for spec in manifest)
+
+
+def entropy_bits(tensors: Tensors, common: Common, *, each: int, shared: int = 0) -> float:
+    """Return the sum over classes of n H(k/n) + each k + shared bits, where k of n entries are not 0."""
+    total = 0.0
+    for group in classes(tensors.manifest(), common):
+        n, k = group.num_entries, int(np.count_nonzero(flat_class(tensors, group)))
+        surprise = sum(count * math.log2(n / count) for count in (k, n - k) if count)
+        total += surprise + each * k + shared
+    return total
 
 
 @final

@@ -19,7 +19,7 @@ from typing import final
 import numpy as np
 
 from fedpeft.codecs.base import NOTHING, Codec, Common
-from fedpeft.codecs.classes import Class, class_seal, classes, flat_class, unflattened
+from fedpeft.codecs.classes import Class, class_seal, classes, entropy_bits, flat_class, unflattened
 from fedpeft.codecs.frame import Reader
 from fedpeft.codecs.layout import require_finite, require_float32
 from fedpeft.codecs.positions import read_positions, write_positions
@@ -89,6 +89,10 @@ class ComPEFT(Codec):
     def grows(self) -> str | None:
         """Return why fed-back errors would grow: too large a scale, or a class of which nothing is ever sent."""
         return self.options.grows()
+
+    def entropy_bits(self, tensors: Tensors, common: Common = NOTHING) -> float:
+        """Return n H(k/n) + k for each class, and its scale's 32."""
+        return entropy_bits(tensors, common, each=1, shared=0 if self.options.scale == "dp_norm" else 32)
 
     def error_bound(self, tensors: Tensors, common: Common = NOTHING) -> float:
         """Return the root of the sum over classes of |x|^2 - 2 s (k/n) |x|_1 + k s^2, where k are kept at scale s.

@@ -41,7 +41,7 @@ def require_feedback(
         if not strategy.takes_feedback():
             raise UnsupportedError(
                 f"feedback.{side} = true and strategy {experiment.strategy.name!r} do not go together: the next "
-                "adapter is not the last one plus a mean of the changes, so what is sent later is not what was left out; "
+                "adapter is not the last one plus a mean of changes, so what is sent later is not what was left out; "
                 "leave it out, or use a strategy that averages changes, such as fedavg"
             )
         if (reason := codec.grows()) is not None:
