@@ -20,6 +20,7 @@ LAYERS = (
     ("rounds",),
     ("client", "server", "trainer"),
     ("engines", "inference"),
+    ("cli_files",),
     ("cli",),
     ("__main__", "/server", "/client"),
 )
@@ -37,8 +38,8 @@ HOMES = {
     "google.protobuf": ("wire",),
     "grpc": ("wire", "trainer"),
     "flwr": ("wire", "rounds", "engines", "client", "server", "/server", "/client"),
-    "typer": ("cli",),
-    "rich": ("cli", "report"),
+    "typer": ("cli", "cli_files"),
+    "rich": ("cli", "cli_files", "report"),
     "sklearn": ("data",),
 }
 FLWR_PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.clientapp")
