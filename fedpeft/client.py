@@ -20,6 +20,7 @@ from fedpeft.rounds.memory import forget, recall, remember
 from fedpeft.strategies.base import Turn
 from fedpeft.strategies.ranks import padded, sliced
 from fedpeft.tensors import Tensors
+from fedpeft.training.feedback import joined_memory, owed, own, send
 from fedpeft.training.loop import Outcome
 from fedpeft.training.optimizers import learning_rate
 from fedpeft.training.turn import train_turn
@@ -106,11 +107,10 @@ def train(message: Message, context: Context, bench: Workbench) -> RecordDict:
         client=header.client,
         **_told(bench, len(examples), outcome, time.monotonic() - began),
     )
-    reply = pack(
-        update, bench.codec.encode(delta, bench.common("up", round_number=turn.round_number, client=header.client))
-    )
-    if bench.strategy.remembers():
-        remember(context.state, memory, round_number=turn.round_number)
+    body, errors = _encoded(bench, header, delta, owed(recall(context.state, before=turn.round_number)))
+    reply = pack(update, body)
+    if bench.remembers():
+        remember(context.state, joined_memory(memory, errors), round_number=turn.round_number)
     return reply
 
 
@@ -166,7 +166,7 @@ def _receive(
         slots=slots,
         received=_laid_over(bench, header, came.without([*names, *part_names])),
         beside=came.select(names),
-        memory=recall(context.state, before=round_number + (kind == "evaluate")),
+        memory=own(recall(context.state, before=round_number + (kind == "evaluate"))),
         round_number=round_number,
         num_clients=bench.shares.num_clients,
         learning_rate=learning_rate(experiment.train, round_number, experiment.rounds.num_rounds),
@@ -191,6 +191,14 @@ def _finish(bench: Workbench, header: Broadcast, turn: Turn, outcome: Outcome) -
     delta = sliced((parting.adapter - turn.received).select(sent), turn.slots, rank=asked.rank, held=asked.held)
     beside = parting.beside.require(strategy.beside(turn.slots).up, where="sent beside the delta")
     return delta.joined(beside), parting.memory.require_finite(where=f"memory of client {header.client}")
+
+
+def _encoded(bench: Workbench, header: Broadcast, delta: Tensors, errors: Tensors) -> tuple[bytes, Tensors]:
+    """Return the body, and what the codec leaves out of it and earlier ones where that is to be sent later."""
+    common = bench.common("up", round_number=header.envelope.round_number, client=header.client)
+    if not bench.experiment.feedback.up:
+        return bench.codec.encode(delta, common), Tensors()
+    return send(bench.codec, common, delta, errors, bench.adapted.attached.slots, header.directive)
 
 
 def _answer(message: Message, context: Context, node: Node, work: Callable[[], RecordDict]) -> Message:

@@ -3,6 +3,7 @@
 Read top to bottom: serve -> run_round -> its steps. All that a round leaves behind is on disk before the next begins.
 """
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -58,6 +59,9 @@ class Tally:
     num_examples: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    floats_up: int = 0
+    floats_down: int = 0
+    bits_up: float | None = 0.0
 
 
 def serve(
@@ -116,7 +120,8 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         _require_quorum(tally, round_number, experiment.rounds.min_clients, bench.strategy.least_updates())
     tally.total = keeper.noised(tally.total, state, round_number) if keeper else tally.total
     trained = time.monotonic()
-    state = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, tally.total))
+    after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, tally.total))
+    state = bench.settled(state, after, round_number=round_number)
     state.adapter.require_finite(where=f"global adapter after round {round_number}")
     bench.residuals(state).require_finite(where=f"residual after round {round_number}")
     aggregated = time.monotonic()
@@ -131,6 +136,9 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         epsilon=epsilon,
         bytes_up=tally.bytes_up,
         bytes_down=tally.bytes_down,
+        bytes_up_fp32=4 * tally.floats_up,
+        bytes_down_fp32=4 * tally.floats_down,
+        bytes_up_bound=None if tally.bits_up is None else math.ceil(tally.bits_up / 8),
         seconds={
             "clients": trained - began,
             "aggregate": aggregated - trained,
@@ -165,6 +173,7 @@ def _train(federation: Federation, state: State, cohort: Iterable[int], round_nu
             update = strategy.prepare(federation.bench.adapted.attached.slots, state, limited)
             tally.total = strategy.accumulate(tally.total, update)
             tally.num_updates += 1
+            tally.bits_up = _both(tally.bits_up, reply.bits_up)
             if reply.header.train_loss is not None:
                 tally.loss_sum += reply.header.train_loss * reply.update.num_examples
                 tally.num_examples += reply.update.num_examples
@@ -197,9 +206,15 @@ def _evaluate_clients(
     return federation.bench.adapted.task.metrics(sums) if sums else {}
 
 
+def _both(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
+
+
 def _count(tally: Tally, reply: Reply) -> None:
     tally.bytes_up += reply.bytes_up
     tally.bytes_down += reply.bytes_down
+    tally.floats_up += reply.floats_up
+    tally.floats_down += reply.floats_down
     if reply.failure is not None:
         tally.failures.append(reply.failure)
 
@@ -228,7 +243,8 @@ def _require_quorum(tally: Tally, round_number: int, min_clients: int, least_upd
 def _round_zero(federation: Federation, run: RunDirectory) -> Checkpoint:
     """Evaluate the adapter as it is attached, and commit it as round 0."""
     bench = federation.bench
-    state = bench.strategy.init(bench.adapted.attached.slots, bench.adapted.initial)
+    first = bench.strategy.init(bench.adapted.attached.slots, bench.adapted.initial)
+    state = bench.settled(first, first, round_number=0)
     began = time.monotonic()
     metrics = bench.evaluate(state.adapter, bench.residuals(state))
     record = RoundRecord(round=0, metrics=metrics, seconds={"evaluate": time.monotonic() - began})
@@ -246,7 +262,7 @@ def resumed(run: RunDirectory, bench: Workbench, memories: MemoryFolder | None =
         ResumeError: the checkpoint is damaged, or of other parts than these, or what clients kept is lost.
     """
     found = checkpoints.latest(run.checkpoints)
-    if found is not None and found.round_number and bench.strategy.remembers():
+    if found is not None and found.round_number and bench.remembers():
         _require_memories(run, bench, memories, found.round_number)
     run.truncate(found.round_number if found else -1)
     if memories is not None:

@@ -20,7 +20,7 @@ LAYERS = (
     ("rounds",),
     ("client", "server", "trainer"),
     ("engines", "inference"),
-    ("cli_privacy",),
+    ("cli_files", "cli_privacy"),
     ("cli",),
     ("__main__", "/server", "/client"),
 )
@@ -38,8 +38,8 @@ HOMES = {
     "google.protobuf": ("wire",),
     "grpc": ("wire", "trainer"),
     "flwr": ("wire", "rounds", "engines", "client", "server", "/server", "/client"),
-    "typer": ("cli", "cli_privacy"),
-    "rich": ("cli", "cli_privacy", "report"),
+    "typer": ("cli", "cli_files", "cli_privacy"),
+    "rich": ("cli", "cli_files", "cli_privacy", "report"),
     "sklearn": ("data",),
 }
 FLWR_PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.clientapp")

@@ -20,6 +20,7 @@ from fedpeft.config.schema import (
     Compute,
     Evaluate,
     Experiment,
+    Feedback,
     Output,
     Pretrain,
     Rounds,
@@ -45,6 +46,7 @@ _CHAINS = ("codec", "codec_down")
 """Choices that may be several, as an array of tables."""
 _OPTIONAL = ("pretrain_data", "calibration_data")
 _TABLES: dict[str, type[Frozen]] = {
+    "feedback": Feedback,
     "train": Train,
     "rounds": Rounds,
     "evaluate": Evaluate,
@@ -58,7 +60,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "codec": {"name": "none"},
     "codec_down": {"name": "none"},
     "strategy": {"name": "fedavg"},
-    **{name: {} for name in ("train", "rounds", "evaluate", "compute", "output")},
+    **{name: {} for name in ("feedback", "train", "rounds", "evaluate", "compute", "output")},
 }
 _BARE = re.compile(r"""[^\s\[\]{}"'=,][^\[\]{}"'\n\r]*""")
 """A word that needs no quotes on the command line: a name, a path, a hub id."""
@@ -189,10 +191,19 @@ def _across(values: Mapping[str, Any]) -> list[str]:
         )
     if rounds.sampling == "poisson" and rounds.clients_per_round is None:
         problems.append("rounds.sampling = 'poisson': has no effect without rounds.clients_per_round; set it")
+    problems += _idle_feedback(values)
     for name in ("pretrain", "calibration"):
         if (values[name] is None) != (values[f"{name}_data"] is None):
             problems.append(f"{name} and {name}_data: give both tables or neither")
     return problems
+
+
+def _idle_feedback(values: Mapping[str, Any]) -> list[str]:
+    return [
+        f"feedback.{side} = true: has no effect with {key} 'none'; remove it or set {key}"
+        for side, key in (("up", "codec"), ("down", "codec_down"))
+        if vars(values["feedback"])[side] and values[key].names == ("none",)
+    ]
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

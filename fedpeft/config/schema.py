@@ -20,6 +20,7 @@ __all__ = [
     "Compute",
     "Evaluate",
     "Experiment",
+    "Feedback",
     "Output",
     "Pretrain",
     "Rounds",
@@ -130,6 +131,16 @@ class Evaluate(Frozen):
 
 
 @final
+class Feedback(Frozen):
+    """Error feedback: what a lossy codec leaves out of one round is added to the next."""
+
+    up: bool = False
+    """On what clients send; each keeps what was left out of its own changes."""
+    down: bool = False
+    """On what the server sends; it goes on from what clients decode, and keeps what that lacks."""
+
+
+@final
 class Compute(Frozen):
     """How the arithmetic is done."""
 
@@ -190,6 +201,7 @@ class Experiment:
     """Of what clients send; of several, each but the last says which entries it keeps for the next."""
     codec_down: Choices
     """Of what the server sends."""
+    feedback: Feedback
     train: Train
     rounds: Rounds
     evaluate: Evaluate

@@ -58,6 +58,12 @@ class RoundRecord:
     """Spent so far, this round included; None without privacy."""
     bytes_up: Count = 0
     bytes_down: Count = 0
+    """Headers, checksums and bodies, as they were sent; what Flower and gRPC wrap around them is not counted."""
+    bytes_up_fp32: Count = 0
+    bytes_down_fp32: Count = 0
+    """4 for each scalar in those bodies, and no header."""
+    bytes_up_bound: Count | None = None
+    """The fewest that the updates' bodies could take by their codec's model (``Codec.entropy_bits``), if it has one."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by phase; the phases do not overlap."""
 

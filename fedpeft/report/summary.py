@@ -30,6 +30,8 @@ def summarise(
         **_metrics([record for record in records if record.metrics]),
         "bytes_up": sum(record.bytes_up for record in records),
         "bytes_down": sum(record.bytes_down for record in records),
+        "bytes_up_fp32": sum(record.bytes_up_fp32 for record in records),
+        "bytes_down_fp32": sum(record.bytes_down_fp32 for record in records),
         "seconds": round(sum(record.total_seconds for record in records), 3),
         "num_failures": sum(len(record.failures) for record in records),
         "adapter_digest": adapter_digest,

@@ -47,6 +47,10 @@ class Averaging(Strategy[WeightedSum]):
         """All that is used is the sum, where no client's number of examples weighs it."""
         return self.options.weighting == "uniform"
 
+    def takes_feedback(self) -> bool:
+        """What a round lacks of a change, a later mean has."""
+        return True
+
     def start(self) -> WeightedSum:
         """Return an empty sum."""
         return WeightedSum()

@@ -22,6 +22,7 @@ from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
 from fedpeft.training.adapted import Adapted, adapt
+from fedpeft.training.feedback import require_feedback, settled
 from fedpeft.training.loop import evaluate, to_device
 from fedpeft.training.private_fit import require_private
 
@@ -95,6 +96,17 @@ class Workbench:
         whose = () if client is None else (client,)
         return Common(roles=roles, seed=seeds.derive(self.experiment.seed, "codec", direction, round_number, *whose))
 
+    def remembers(self) -> bool:
+        """Return whether clients keep anything between rounds: for their strategy, or for error feedback."""
+        return self.strategy.remembers() or self.experiment.feedback.up
+
+    def settled(self, before: State, after: State, *, round_number: int) -> State:
+        """Return the state after a round, its adapter what clients decode of it where feedback.down says so."""
+        if not self.experiment.feedback.down:
+            return after
+        names = [spec.name for spec in self.strategy.downlink(self.adapted.attached.slots)]
+        return settled(self.codec_down, self.common("down", round_number=round_number), names, before, after)
+
     def retracted(self, state: State) -> State:
         """Return the aggregate where the adapter's parameters live."""
         return replace(state, adapter=self.adapted.adapter.retract(self.adapted.attached.slots, state.adapter))
@@ -150,11 +162,13 @@ def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
     adapted = adapt(experiment, splits.label_names, plan)
     strategy: Strategy[Any] = experiment.strategy.build()
     require_fit(experiment, strategy, adapted, num_clients=shares.num_clients)
+    codec, codec_down = chained(experiment.codec.build()), _down(experiment)
+    require_feedback(experiment, strategy, adapted.adapter, up=codec, down=codec_down)
     return Workbench(
         experiment=experiment,
         strategy=strategy,
-        codec=chained(experiment.codec.build()),
-        codec_down=_down(experiment),
+        codec=codec,
+        codec_down=codec_down,
         splits=splits,
         shares=shares,
         adapted=adapted,
@@ -222,7 +236,13 @@ def _require_start(experiment: Experiment, strategy: Strategy[Any], adapted: Ada
     slots = adapted.attached.slots
     state = strategy.init(slots, adapted.initial)
     asked = (strategy.directive(slots, state, round_number=1, client=client) for client in range(num_clients))
-    if strategy.rescales() or any(directive.rank is not None for directive in asked):
+    ranked = any(directive.rank is not None for directive in asked)
+    if ranked and experiment.feedback.down:
+        raise UnsupportedError(
+            f"feedback.down = true and strategy {experiment.strategy.name!r}, which sends clients unequal ranks, do "
+            "not go together: a slice is packed otherwise than the whole, so clients decode other bits; leave it out"
+        )
+    if strategy.rescales() or ranked:
         require_zero_start(slots, adapted.initial, strategy=experiment.strategy.name)
 
 
