@@ -2,14 +2,13 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from fedpeft.errors import InputError
-from fedpeft.report.folders import Folder
 
 __all__ = ["app"]
 
@@ -101,7 +100,7 @@ def merge(
     typer.echo(f"{out}: written")
 
 
-def _adapter(path: Path) -> Folder:
+def _adapter(path: Path) -> Any:
     from fedpeft.report.archive import read_archive
     from fedpeft.report.folders import read_folder
 
