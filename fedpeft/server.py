@@ -3,10 +3,9 @@
 Read top to bottom: serve -> run_round -> its steps. All that a round leaves behind is on disk before the next begins.
 """
 
-import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, final
 
 from flwr.serverapp import Grid
@@ -15,17 +14,18 @@ from fedpeft.errors import ResumeError, RunError
 from fedpeft.privacy.randomness import source
 from fedpeft.report.export import write_adapter
 from fedpeft.report.page import report_page
-from fedpeft.report.record import Failure, RoundRecord
+from fedpeft.report.record import RoundRecord
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.report.summary import summarise
 from fedpeft.report.watch import Watcher
 from fedpeft.rounds import checkpoint as checkpoints
 from fedpeft.rounds.checkpoint import Checkpoint
-from fedpeft.rounds.exchange import Exchange, Reply
+from fedpeft.rounds.exchange import Exchange
 from fedpeft.rounds.guard import Guard, guard
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.rounds.roster import find_clients
 from fedpeft.rounds.sampling import draw_cohort
+from fedpeft.rounds.tally import Tally
 from fedpeft.strategies.base import State
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Evaluated, Update
@@ -45,23 +45,6 @@ class Federation:
     watcher: Watcher
     guard: Guard | None = None
     """Of a run with privacy."""
-
-
-@final
-@dataclass
-class Tally:
-    """What adds up over one round's replies."""
-
-    total: Any
-    num_updates: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    loss_sum: float = 0.0
-    num_examples: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    floats_up: int = 0
-    floats_down: int = 0
-    bits_up: float | None = 0.0
 
 
 def serve(
@@ -130,7 +113,7 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         round=round_number,
         clients=cohort,
         failures=tuple(tally.failures),
-        train_loss=tally.loss_sum / tally.num_examples if tally.num_examples else None,
+        train_loss=tally.train_loss,
         metrics=metrics,
         client_metrics=client_metrics,
         epsilon=epsilon,
@@ -138,7 +121,7 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         bytes_down=tally.bytes_down,
         bytes_up_fp32=4 * tally.floats_up,
         bytes_down_fp32=4 * tally.floats_down,
-        bytes_up_bound=None if tally.bits_up is None else math.ceil(tally.bits_up / 8),
+        bytes_up_bound=tally.bytes_up_bound,
         seconds={
             "clients": trained - began,
             "aggregate": aggregated - trained,
@@ -167,16 +150,12 @@ def _train(federation: Federation, state: State, cohort: Iterable[int], round_nu
     strategy = federation.bench.strategy
     tally = Tally(total=strategy.start())
     for reply in _exchange(federation, state, round_number).train(cohort):
-        _count(tally, reply)
+        tally.count(reply)
         if reply.update is not None and isinstance(reply.header, Update):
             limited = federation.guard.limited(reply.update) if federation.guard else reply.update
             update = strategy.prepare(federation.bench.adapted.attached.slots, state, limited)
             tally.total = strategy.accumulate(tally.total, update)
-            tally.num_updates += 1
-            tally.bits_up = _both(tally.bits_up, reply.bits_up)
-            if reply.header.train_loss is not None:
-                tally.loss_sum += reply.header.train_loss * reply.update.num_examples
-                tally.num_examples += reply.update.num_examples
+            tally.add(reply, reply.header, reply.update.num_examples)
         federation.watcher.client_finished(
             round_number, reply.client, ok=reply.failure is None, bytes_up=reply.bytes_up
         )
@@ -199,24 +178,11 @@ def _evaluate_clients(
 ) -> dict[str, float]:
     sums: dict[str, float] = {}
     for reply in _exchange(federation, state, round_number).evaluate(cohort):
-        _count(tally, reply)
+        tally.count(reply)
         if isinstance(reply.header, Evaluated):
             for name, value in reply.header.sums.items():
                 sums[name] = sums.get(name, 0.0) + value
     return federation.bench.adapted.task.metrics(sums) if sums else {}
-
-
-def _both(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
-
-
-def _count(tally: Tally, reply: Reply) -> None:
-    tally.bytes_up += reply.bytes_up
-    tally.bytes_down += reply.bytes_down
-    tally.floats_up += reply.floats_up
-    tally.floats_down += reply.floats_down
-    if reply.failure is not None:
-        tally.failures.append(reply.failure)
 
 
 def _exchange(federation: Federation, state: State, round_number: int) -> Exchange:

@@ -69,7 +69,7 @@ def guard(bench: Workbench, ledger: Ledger) -> Guard | None:
 
 
 def _digest(state: State) -> str:
-    return f"{state.adapter.digest()}{state.memory.digest()}"
+    return "".join(tensors.digest() for tensors in (state.adapter, state.memory, state.exact))
 
 
 def _sum(total: WeightedSum) -> str:
