@@ -99,11 +99,9 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
     epsilon = keeper.charge(state, cohort, round_number) if keeper else None
     began = time.monotonic()
     tally = _train(federation, state, cohort, round_number)
-    if cohort or keeper is None or not keeper.central:  # else the release is noise alone, as the accountant has it
-        _require_quorum(tally, round_number, experiment.rounds.min_clients, bench.strategy.least_updates())
-    tally.total = keeper.noised(tally.total, state, round_number) if keeper else tally.total
+    total = _total(federation, state, cohort, tally, round_number)
     trained = time.monotonic()
-    after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, tally.total))
+    after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, total))
     state = bench.settled(state, after, round_number=round_number)
     state.adapter.require_finite(where=f"global adapter after round {round_number}")
     bench.residuals(state).require_finite(where=f"residual after round {round_number}")
@@ -160,6 +158,18 @@ def _train(federation: Federation, state: State, cohort: Iterable[int], round_nu
             round_number, reply.client, ok=reply.failure is None, bytes_up=reply.bytes_up
         )
     return tally
+
+
+def _total(federation: Federation, state: State, cohort: Iterable[int], tally: Tally, round_number: int) -> Any:
+    """Return what is aggregated, of enough replies, with noise where privacy wants it here.
+
+    A cohort that was drawn empty is a release of noise alone, as the accountant has it.
+    """
+    bench, keeper = federation.bench, federation.guard
+    if cohort or keeper is None or not keeper.central:
+        least = bench.experiment.rounds.min_clients
+        _require_quorum(tally, round_number, least, bench.strategy.least_updates())
+    return keeper.noised(tally.total, state, round_number) if keeper else tally.total
 
 
 def _evaluate(
