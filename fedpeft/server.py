@@ -94,7 +94,7 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
     Raises:
         RunError: fewer replies than rounds.min_clients, or the aggregate is not finite.
     """
-    bench, experiment, keeper = federation.bench, federation.bench.experiment, federation.guard
+    bench, keeper = federation.bench, federation.guard
     cohort = _cohort(federation, round_number)
     epsilon = keeper.charge(state, cohort, round_number) if keeper else None
     began = time.monotonic()
