@@ -211,3 +211,10 @@ def test_what_is_not_provably_private_is_refused_before_anything_is_written(
     with pytest.raises(kind, match=said):
         simulate(private(tmp_path / "run", table, **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_codecs_and_error_feedback_come_after_the_noise(tmp_path: Path) -> None:
+    changes = {"codec": {"name": "compeft", "density": 0.2}, "feedback": {"up": True}}
+    summary = simulate(private(tmp_path / "run", EXAMPLE, **changes))
+    assert summary["privacy"]["charged_rounds"] == 3
+    assert summary["num_failures"] == 0
