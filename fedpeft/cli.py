@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedpeft import __version__, cli_files, config, plugins
+from fedpeft import __version__, cli_files, cli_trainer, config, plugins
 from fedpeft.cli_privacy import privacy_app
 from fedpeft.config import Experiment
 from fedpeft.errors import FedpeftError, InputError
@@ -142,6 +142,7 @@ def export(
     typer.echo(f"{folder}: written")
 
 
+app.add_typer(cli_trainer.app)
 app.add_typer(privacy_app, name="privacy")
 
 

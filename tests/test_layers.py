@@ -20,7 +20,7 @@ LAYERS = (
     ("rounds",),
     ("client", "server", "trainer"),
     ("engines", "inference"),
-    ("cli_files", "cli_privacy"),
+    ("cli_files", "cli_privacy", "cli_trainer"),
     ("cli",),
     ("__main__", "/server", "/client"),
 )
@@ -37,8 +37,9 @@ HOMES = {
     "opacus": ("privacy", "training"),
     "google.protobuf": ("wire",),
     "grpc": ("wire", "trainer"),
-    "flwr": ("wire", "rounds", "engines", "client", "server", "/server", "/client"),
-    "typer": ("cli", "cli_files", "cli_privacy"),
+    "grpc_health": ("trainer",),
+    "flwr": ("wire", "rounds", "engines", "client", "server", "trainer", "/server", "/client"),
+    "typer": ("cli", "cli_files", "cli_privacy", "cli_trainer"),
     "rich": ("cli", "cli_files", "cli_privacy", "report"),
     "sklearn": ("data",),
 }
