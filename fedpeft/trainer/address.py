@@ -94,7 +94,7 @@ def parse(text: str) -> Address:
         raise InputError(f"trainer address {text!r}: {_WANTED}") from error
     if not found.is_loopback or not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise InputError(f"trainer address {text!r}: {_WANTED}; it has no key, so it is never reached over a network")
-    return Address(text, f"ipv6:[{found}]:{port}" if found.version == 6 else f"ipv4:{found}:{port}")
+    return Address(text, f"[{found}]:{port}" if found.version == 6 else f"{found}:{port}")
 
 
 def _require_own(path: Path, kind: int, wanted: str) -> None:

@@ -2,14 +2,13 @@
 
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, Metadata, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 from fedpeft.trainer.address import Address, parse
 from fedpeft.trainer.forward import forward
@@ -17,7 +16,8 @@ from fedpeft.trainer.message import Question
 from fedpeft.trainer.service import serving
 from fedpeft.trainer.states import States, opened
 from fedpeft.trainer.worker import Answering, Worker
-from fedpeft.wire.record import Content, content_of, record_of
+from fedpeft.wire.record import content_of, record_of
+from tests.trainer.light import content, message_of
 
 Running = Callable[..., AbstractContextManager[Address]]
 
@@ -49,10 +49,6 @@ def running(place: Path) -> Running:
     return started
 
 
-def content(body: bytes = b"body", header: bytes = b"header") -> Content:
-    return Content(header, b"checksum", body)
-
-
 def question(**changes: Any) -> Question:
     values = {
         "message_type": "train",
@@ -64,21 +60,6 @@ def question(**changes: Any) -> Question:
         "content": content(),
     }
     return Question(**{**values, **changes})
-
-
-def message_of(body: bytes = b"body", *, kind: str = "train", ttl: float = 60.0) -> Message:
-    metadata = Metadata(
-        run_id=7,
-        message_id="m",
-        src_node_id=0,
-        dst_node_id=1,
-        reply_to_message_id="",
-        group_id="3",
-        created_at=time.time(),
-        ttl=ttl,
-        message_type=kind,
-    )
-    return Message(record_of(content(body)), metadata=metadata)
 
 
 def ask(

@@ -15,9 +15,9 @@ from fedpeft.trainer.address import parse
     ("text", "target"),
     [
         ("unix:///run/x.sock", "unix:/run/x.sock"),
-        ("127.0.0.1:9100", "ipv4:127.0.0.1:9100"),
-        ("127.8.9.1:1", "ipv4:127.8.9.1:1"),
-        ("[::1]:65535", "ipv6:[::1]:65535"),
+        ("127.0.0.1:9100", "127.0.0.1:9100"),
+        ("127.8.9.1:1", "127.8.9.1:1"),
+        ("[::1]:65535", "[::1]:65535"),
     ],
 )
 def test_a_socket_and_loopback_are_taken(text: str, target: str) -> None:

@@ -10,7 +10,8 @@ from fedpeft.errors import WireError
 from fedpeft.trainer.message import answer_parts, ask_parts, read_answer, read_ask
 from fedpeft.wire.pb.v1 import trainer_pb2 as pb
 from fedpeft.wire.record import content_of
-from tests.trainer.conftest import content, message_of, question, replying
+from tests.trainer.conftest import question, replying
+from tests.trainer.light import content, message_of
 
 PIECE = 1 << 20
 Parts = list[pb.AskPart]

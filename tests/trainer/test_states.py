@@ -23,10 +23,12 @@ def memory(value: float) -> Tensors:
     return Tensors({"m": torch.full((3,), value)})
 
 
-def train(states: States, run: int, client: int, round_number: int) -> None:
+def train(states: States, run: int, client: int, round_number: int, *, stopped: bool = False) -> None:
     record = states.of(run, client)
     with states.lent(run, client, record):
         remember(record, memory(round_number), round_number=round_number)
+        if stopped:
+            raise KeyboardInterrupt
 
 
 def recalled(states: States, run: int, client: int, *, before: int) -> list[float]:
@@ -61,10 +63,8 @@ def test_a_block_that_raises_keeps_nothing(tmp_path: Path) -> None:
     with opened(tmp_path) as states:
         states.join(5, 0, joined())
         train(states, 5, 0, 1)
-        record = states.of(5, 0)
-        with pytest.raises(KeyboardInterrupt), states.lent(5, 0, record):
-            remember(record, memory(2), round_number=2)
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            train(states, 5, 0, 2, stopped=True)
         assert recalled(states, 5, 0, before=9) == [1.0] * 3
 
 
