@@ -28,10 +28,13 @@ _GRACE_SECONDS = 5.0
 
 
 @contextmanager
-def serving(address: Address, worker: Worker, *, limit: int = MAX_BODY) -> Iterator[Callable[[], None]]:
+def serving(
+    address: Address, worker: Worker, *, limit: int = MAX_BODY, grace: float = _GRACE_SECONDS
+) -> Iterator[Callable[[], None]]:
     """Listen while the block runs; yield what tells those who ask after its health that the trainer is ready.
 
-    ``limit`` is the most bytes that a question's body may have.
+    ``limit`` is the most bytes that a question's body may have, ``grace`` how many seconds what is under way has at
+    the end.
 
     Raises:
         InputError: the address cannot be listened on.
@@ -54,7 +57,7 @@ def serving(address: Address, worker: Worker, *, limit: int = MAX_BODY) -> Itera
         yield ready
     finally:
         state.enter_graceful_shutdown()
-        server.stop(_GRACE_SECONDS).wait()
+        server.stop(grace).wait()
         address.release()
 
 

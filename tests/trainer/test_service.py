@@ -301,7 +301,7 @@ def test_a_trainer_that_is_not_there_is_named_with_the_remedy(place: Path) -> No
 def test_a_trainer_that_stops_lets_go_of_what_it_does(running: Running, place: Path) -> None:
     held = Held()
     with ThreadPoolExecutor(1) as pool:
-        with running(Fake(held)) as address:
+        with running(Fake(held), grace=0.2) as address:
             reply = pool.submit(ask, address)
             held.began.wait(PATIENCE)
         assert not (place / "t.sock").exists()

@@ -24,14 +24,12 @@ from fedpeft.wire.payload import pack, unpack
 from fedpeft.wire.record import content_of
 from tests.conftest import needed, tiny
 from tests.trainer.conftest import Running, body_of, question, replying
-from tests.trainer.conftest import place as place
-from tests.trainer.conftest import running as running
 from tests.trainer.light import made
 
 SCAFFOLD = tiny(**needed("scaffold"))
 
 
-class Sent(Exception):
+class SentError(Exception):
     """Takes a message out of an exchange."""
 
 
@@ -42,11 +40,11 @@ def broadcast(bench: Workbench, kind: str, round_number: int = 1) -> RecordDict:
     class Grid:
         def create_message(self, content: RecordDict, *_: object) -> None:
             taken.append(content)
-            raise Sent
+            raise SentError
 
     state = bench.strategy.init(bench.adapted.attached.slots, bench.adapted.initial)
     exchange = Exchange(grid=Grid(), bench=bench, nodes={0: 1}, state=state, round_number=round_number)  # type: ignore[arg-type]
-    with pytest.raises(Sent):
+    with pytest.raises(SentError):
         list(getattr(exchange, kind)([0]))
     return taken[0]
 
@@ -182,7 +180,10 @@ def test_the_experiment_of_the_app_is_taken_where_none_was_given(tmp_path: Path,
 
 
 def test_with_privacy_no_word_of_an_error_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    private = tiny(privacy={"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip": 1.0, "noise": "reproducible"})
+    uniform = {"name": "fedavg", "weighting": "uniform"}
+    private = tiny(
+        strategy=uniform, privacy={"unit": "example", "epsilon": 8.0, "delta": 1e-3, "clip": 1.0, "sample_rate": 0.2}
+    )
     made = assemble(private)
     worker = Worker(Parts(private).answer, States(tmp_path))
     worker.ask(asking("query.join", joining(made)), b"join", Call())
@@ -254,7 +255,7 @@ def test_a_trainer_whose_data_cannot_be_read_ends_with_the_reason(place: Path) -
     assert not (place / "t.sock").exists()
 
 
-def test_an_override_that_cannot_be_split_is_named(tmp_path: Path) -> None:
-    broken = asking("train", RecordDict(), SCAFFOLD, run_config={"override": "'"}, content=question().content)
+def test_an_override_that_cannot_be_split_is_named() -> None:
+    broken = question(experiment=SCAFFOLD.to_toml(), run_config={"override": "'"})
     with pytest.raises(ConfigError, match="No closing quotation"):
         Parts()._experiment(broken)
