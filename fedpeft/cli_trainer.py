@@ -25,7 +25,7 @@ def trainer(
         list[str] | None, typer.Option("--override", "--set", metavar="KEY=VALUE", help="Change one of its keys.")
     ] = None,
 ) -> None:
-    """Keep model, data and memory between messages, and answer for a node's app."""
+    """Hold model and data for a node's Flower app."""
     if overrides and experiment is None:
         raise InputError("--override changes the file of --experiment; give that too, or leave it out")
     settings = config.load(experiment, overrides or []) if experiment else None
