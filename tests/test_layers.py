@@ -21,7 +21,8 @@ LAYERS = (
     ("client", "server", "trainer"),
     ("canaries",),
     ("audit", "engines", "inference"),
-    ("cli_files", "cli_privacy"),
+    ("deploy",),
+    ("cli_deploy", "cli_files", "cli_privacy"),
     ("cli",),
     ("__main__", "/server", "/client"),
 )
@@ -39,7 +40,9 @@ HOMES = {
     "google.protobuf": ("wire",),
     "grpc": ("wire", "trainer"),
     "flwr": ("wire", "rounds", "engines", "client", "server", "/server", "/client"),
-    "typer": ("cli", "cli_files", "cli_privacy"),
+    "typer": ("cli", "cli_deploy", "cli_files", "cli_privacy"),
+    "cryptography": ("deploy",),
+    "yaml": ("deploy",),
     "rich": ("cli", "cli_files", "cli_privacy", "report"),
     "sklearn": ("data",),
 }
