@@ -65,7 +65,7 @@ def simulate(
     """Run a federation on this machine."""
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other; give one of them")
-    changes = [*(overrides or []), *_output(out, resume=resume, overwrite=overwrite)]
+    changes = [*(overrides or []), *cli_files.output_changes(out, resume=resume, overwrite=overwrite)]
     experiment = config.load(file, changes)
     RunDirectory.check(experiment)
     again = ["fedpeft", "simulate", str(file), *(f"--set={change}" for change in overrides or [])]
@@ -195,14 +195,6 @@ def _interruptible(experiment: Experiment, again: list[str]) -> Iterator[None]:
         hint = f"the last checkpoint stands; go on with: {command}" if begun else "nothing has been written"
         typer.secho(f"interrupted; {hint}", err=True)
         raise typer.Exit(_INTERRUPTED) from None
-
-
-def _output(out: Path | None, *, resume: bool, overwrite: bool) -> list[str]:
-    """Return the overrides that say where results go; they are no part of the experiment's identity."""
-    changes = [f"output.directory={json.dumps(str(out.resolve()))}"] if out else []
-    if resume or overwrite:
-        changes.append(f'output.if_exists="{"resume" if resume else "overwrite"}"')
-    return changes
 
 
 def _inputs(texts: list[str], text2: str | None, file: Path | None) -> list[dict[str, Any]]:

@@ -1,8 +1,10 @@
 """The commands ``fedpeft deploy``: make a deployment, start it here, hand it an experiment."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +14,12 @@ __all__ = ["deploy_app"]
 
 deploy_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Federations on real nodes.")
 
+ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment: one TOML file.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")]
+Out = Annotated[Path | None, typer.Option(help="The run directory; runs/NAME when not given.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+Superlink = Annotated[str, typer.Option(help="HOST:PORT of the SuperLink's own API.")]
+Authority = Annotated[Path, typer.Option(help="Who signed its certificate.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A deployment that init made.")]
 
 
@@ -58,40 +66,62 @@ def up(
 
 @deploy_app.command()
 def run(
-    folder: Folder,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An experiment: one TOML file.")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME when not given.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    folder: Folder, file: ExperimentFile, overrides: Overrides = None, out: Out = None, resume: Resume = False
 ) -> None:
     """Run an experiment on a deployment that is up on this machine, and follow it."""
-    from fedpeft import config
     from fedpeft.deploy.init import read
-    from fedpeft.deploy.submit import local_operator, submit
-    from fedpeft.report.progress import watching
+    from fedpeft.deploy.submit import local_operator
 
-    changes = [*(overrides or [])]
-    changes += [f"output.directory={out}"] if out else []
-    changes += ["output.if_exists=resume"] if resume else []
-    experiment = config.load(file, changes)
-    operator = local_operator(read(folder))
-    with watching() as watcher:
-        submit(operator, experiment, watcher=watcher)
+    _follow(local_operator(read(folder)), file, overrides, out, resume=resume)
+
+
+@deploy_app.command()
+def submit(
+    file: ExperimentFile,
+    superlink: Superlink,
+    root_certificates: Authority,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Resume = False,
+) -> None:
+    """Run an experiment on a SuperLink, from where its server's half writes run directories, and follow it."""
+    with _operator(superlink, root_certificates) as operator:
+        _follow(operator, file, overrides, out, resume=resume)
 
 
 @deploy_app.command()
 def register(
     keys: Annotated[list[Path], typer.Argument(metavar="KEY.pub...", help="Public keys of clients.")],
-    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink's own API.")],
-    root_certificates: Annotated[Path, typer.Option(help="Who signed its certificate.")],
+    superlink: Superlink,
+    root_certificates: Authority,
 ) -> None:
     """Admit clients by their keys; run where the SuperLink's own API is reachable."""
+    from fedpeft.deploy.register import register as admit
+
+    with _operator(superlink, root_certificates) as operator:
+        admit(operator, [key.resolve() for key in keys])
+    typer.echo(f"{len(keys)} keys are admitted")
+
+
+@contextmanager
+def _operator(superlink: str, root_certificates: Path) -> Iterator[Any]:
     import tempfile
 
-    from fedpeft.deploy.register import register as admit
-    from fedpeft.engines import operator
+    from fedpeft.engines.operator import Operator, environment
 
+    if not root_certificates.is_file():
+        raise InputError(f"--root-certificates = {root_certificates}: no such file")
     with tempfile.TemporaryDirectory(prefix="fedpeft-") as scratch:
-        environment = operator.environment(Path(scratch), superlink, certificates=root_certificates.resolve())
-        admit(operator.Operator(environment=environment, folder=Path(scratch)), [key.resolve() for key in keys])
-    typer.echo(f"{len(keys)} keys are admitted")
+        made = environment(Path(scratch), superlink, certificates=root_certificates.resolve())
+        yield Operator(environment=made, folder=Path(scratch))
+
+
+def _follow(operator: Any, file: Path, overrides: list[str] | None, out: Path | None, *, resume: bool) -> None:
+    from fedpeft import config
+    from fedpeft.cli_files import output_changes
+    from fedpeft.deploy.submit import submit
+    from fedpeft.report.progress import watching
+
+    changes = [*(overrides or []), *output_changes(out, resume=resume, overwrite=False)]
+    with watching() as watcher:
+        submit(operator, config.load(file, changes), watcher=watcher)

@@ -26,7 +26,13 @@ __all__ = ["FLEET_PORT", "client_file", "repository_file", "server_file", "site"
 
 FLEET_PORT, RUNTIME_PORT, NODE_PORT = 9092, 8000, 9094
 REGISTER = "register"
-_HEALTH = f"import socket; socket.create_connection(('127.0.0.1', {FLEET_PORT}), 3)"
+_HEALTHCHECK = {
+    "test": ["CMD", "python", "-c", f"import socket; socket.create_connection(('127.0.0.1', {FLEET_PORT}), 3)"],
+    "interval": "10s",
+    "timeout": "5s",
+    "retries": 6,
+    "start_period": "20s",
+}
 _BUILD = {
     "fedpeft-server": {"context": ".", "dockerfile": "server/Dockerfile"},
     "fedpeft-client": {"context": ".", "dockerfile": "client/Dockerfile"},
@@ -94,13 +100,7 @@ def _server(num_clients: int) -> dict[str, Service]:
             mem_limit="4g",
             ports=[f"{FLEET_PORT}:{FLEET_PORT}"],
             volumes=["state:/app/state"],
-            healthcheck={
-                "test": ["CMD", "python", "-c", _HEALTH],
-                "interval": "10s",
-                "timeout": "5s",
-                "retries": 6,
-                "start_period": "20s",
-            },
+            healthcheck=_HEALTHCHECK,
         ),
         REGISTER: _service(
             "fedpeft-server",

@@ -48,12 +48,6 @@ def test_three_rounds_of_lora_fair_with_compeft_are_a_simulations_to_the_bit(
     local.require_running()
 
 
-def test_a_run_that_fails_says_why(running: tuple[Deployment, Local], tmp_path: Path) -> None:
-    changes = {"partition": {"num_clients": 3}, "rounds": {"num_rounds": 1, "timeout_seconds": 5}}
-    with pytest.raises(RunError, match="client"):
-        submit(local_operator(running[0]), job(tmp_path / "run", **changes), watcher=Watcher())
-
-
 def test_one_up_at_a_time(running: tuple[Deployment, Local]) -> None:
     with pytest.raises(InputError, match="is up already"), up(running[0]):
         pass
@@ -105,7 +99,7 @@ def test_a_key_that_nobody_registered_is_not_let_in(running: tuple[Deployment, L
 
 def test_a_key_that_is_in_use_is_not_let_in_again(running: tuple[Deployment, Local], tmp_path: Path) -> None:
     said = intruder(running, tmp_path)
-    assert "already" in said.lower(), said
+    assert "Failed to activate SuperNode" in said, said
     assert online(running[1]) == 2
 
 
