@@ -22,7 +22,8 @@ LAYERS = (
     ("canaries",),
     ("audit", "engines", "inference"),
     ("deploy",),
-    ("cli_deploy", "cli_files", "cli_privacy"),
+    ("cli_files", "cli_privacy"),
+    ("cli_deploy",),
     ("cli",),
     ("__main__", "/server", "/client"),
 )
