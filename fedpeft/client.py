@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedpeft import __version__, seeds
-from fedpeft.adapters.base import Penalty
+from fedpeft.adapters.base import Penalty, Step
 from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
 from fedpeft.errors import WireError
@@ -82,7 +82,7 @@ def join(message: Message, context: Context, experiment: Experiment) -> RecordDi
         config_hash=experiment.hash,
         plan_hash=Plan.from_bytes(body).hash,
         base_hash=None,
-        codec=experiment.codec.name,
+        codec=experiment.codec.names,
     )
     forget(context.state)
     context.state["run"] = ConfigRecord({"job": header.envelope.job, "plan": body})
@@ -110,7 +110,9 @@ def train(message: Message, context: Context, bench: Workbench) -> RecordDict:
         train_loss=outcome.train_loss,
         seconds=time.monotonic() - began,
     )
-    reply = pack(update, bench.codec.encode(delta))
+    reply = pack(
+        update, bench.codec.encode(delta, bench.common("up", round_number=turn.round_number, client=header.client))
+    )
     if bench.strategy.remembers():
         remember(context.state, memory, round_number=turn.round_number)
     return reply
@@ -149,11 +151,11 @@ def _receive(
         config_hash=bench.experiment.hash,
         plan_hash=adapted.plan.hash,
         base_hash=adapted.base_hash,
-        codec=bench.codec.name,
+        codec=bench.experiment.codec_down.names,
         manifest=manifest,
         client=_client(context),
     )
-    came = bench.codec.decode(body, manifest)
+    came = bench.codec_down.decode(body, manifest, bench.common("down", round_number=header.envelope.round_number))
     names, part_names = ([spec.name for spec in specs] for specs in (beside, parts))
     experiment, round_number = bench.experiment, header.envelope.round_number
     turn = Turn(
@@ -164,6 +166,7 @@ def _receive(
         round_number=round_number,
         num_clients=bench.shares.num_clients,
         learning_rate=learning_rate(experiment.train, round_number, experiment.rounds.num_rounds),
+        directive=header.directive,
     )
     adapted.place(bench.strategy.begin(turn), bench.strategy.residuals(slots, came.select(part_names)))
     return header, turn
@@ -196,9 +199,13 @@ def _train_slots(bench: Workbench, names: Sequence[str], turn: Turn, examples: E
 
         def penalty() -> Penalty:
             own = adapted.adapter.penalty(adapted.attached)
-            extra = bench.strategy.local_penalty(parameters, turn)
+            extra = bench.strategy.penalty(parameters, turn)
             terms = [term for term in (own.data_free, extra) if term is not None]
             return Penalty(per_sample=own.per_sample, data_free=sum(terms[1:], start=terms[0]) if terms else None)
+
+        def after_step(done: float) -> None:
+            progress = (round_number - 1 + done) / experiment.rounds.num_rounds
+            adapted.adapter.after_step(adapted.attached, Step(progress=progress, learning_rate=turn.learning_rate))
 
         return train_locally(
             adapted.attached.model,
@@ -210,6 +217,7 @@ def _train_slots(bench: Workbench, names: Sequence[str], turn: Turn, examples: E
             seed=seeds.derive(experiment.seed, "train", round_number, header.client),
             precision=experiment.compute.precision,
             penalty=penalty,
+            after_step=after_step,
         )
 
 
@@ -242,7 +250,7 @@ def _envelope(bench: Workbench, header: Broadcast, delta: Tensors) -> Envelope:
         config_hash=bench.experiment.hash,
         plan_hash=bench.adapted.plan.hash,
         base_hash=bench.adapted.base_hash,
-        codec=bench.codec.name,
+        codec=bench.experiment.codec.names,
         manifest=delta.manifest(),
     )
 

@@ -8,12 +8,13 @@ import ast
 import difflib
 import importlib
 import importlib.util
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
 from fedpeft.errors import ConfigError
 
-__all__ = ["GROUPS", "describe", "load", "names", "nearest"]
+__all__ = ["GROUPS", "describe", "load", "names", "nearest", "taking"]
 
 GROUPS = {
     "adapter": "fedpeft.adapters",
@@ -52,6 +53,11 @@ def load(group: str, name: str) -> ModuleType:
     return module
 
 
+def taking(group: str, option: str) -> list[str]:
+    """Return the names of a group's plug-ins that have an option; one that cannot be imported has none."""
+    return [name for name in names(group) if option in _options(group, name)]
+
+
 def nearest(word: str, known: list[str]) -> str:
     """Return ``; did you mean 'x'?`` or the list of what exists."""
     if not known:
@@ -60,14 +66,35 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
+def _options(group: str, name: str) -> Collection[str]:
+    try:
+        fields: Collection[str] = vars(load(group, name))["Options"].model_fields
+    except Exception:  # noqa: BLE001 - whoever asks made a mistake of another kind; a broken plug-in says so where it is named
+        return ()
+    return fields
+
+
 def _locate(group: str, name: str) -> str:
     if "." not in name:
-        if name not in names(group):
-            raise ConfigError(f"no {group} {name!r}{nearest(name, names(group))}")
+        if not _is_plugin(_folder(group) / f"{name}.py"):
+            raise ConfigError(f"no {group} {name!r}{_meant(group, name) or nearest(name, names(group))}")
         return f"{GROUPS[group]}.{name}"
     if not _exists(name):
         raise ConfigError(f"no {group} {name!r}: there is no such module to import")
     return name
+
+
+def _is_plugin(path: Path) -> bool:
+    return path.is_file() and _defines_plugin(path)
+
+
+def _meant(group: str, name: str) -> str:
+    """Return what a name that means another thing elsewhere stands for here, if the group's folder knows it."""
+    if not (_folder(group) / "_aliases.py").exists():
+        return ""
+    known: dict[str, str] = vars(importlib.import_module(f"{GROUPS[group]}._aliases"))["ALIASES"]
+    reason = known.get(name.lower().replace("-", "_"))
+    return f": {reason}" if reason else ""
 
 
 def _exists(name: str) -> bool:

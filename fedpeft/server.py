@@ -110,7 +110,7 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
     tally = _train(federation, state, cohort, round_number)
     _require_quorum(tally, round_number, experiment.rounds.min_clients, bench.strategy.least_updates())
     trained = time.monotonic()
-    state = bench.strategy.apply(bench.adapted.attached.slots, state, tally.total)
+    state = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, tally.total))
     state.adapter.require_finite(where=f"global adapter after round {round_number}")
     bench.residuals(state).require_finite(where=f"residual after round {round_number}")
     aggregated = time.monotonic()

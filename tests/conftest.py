@@ -42,6 +42,18 @@ NEEDED: dict[str, dict[str, Any]] = {
 """Settings without which a strategy is refused; two steps move A, whose first gradient is zero as B is."""
 
 
+PUBLIC: dict[str, Any] = {
+    "calibration": {"num_examples": 12, "batch_size": 5},
+    "calibration_data": {"name": "digits", "classes": [0, 1, 2]},
+}
+"""Public examples, for adapters whose plan is made from some."""
+NEEDED_BY_ADAPTER: dict[str, dict[str, Any]] = {
+    "corda": PUBLIC,
+    "fourierft": {"adapter": {"entries": 64}},
+    "lora_ga": PUBLIC,
+}
+
+
 def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the table with keys, or keys of sub-tables, changed; a table with another name replaces the old one."""
     result = copy.deepcopy(dict(table))
@@ -53,8 +65,10 @@ def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def needed(strategy: str, **changes: Any) -> dict[str, Any]:
-    """Return the changes with the settings that the strategy asks for."""
-    return merged(changes, {"strategy": {"name": strategy}, **NEEDED.get(strategy, {})})
+    """Return the changes with the settings that the strategy, and the adapter they name, ask for."""
+    adapter = changes.get("adapter", {}).get("name")
+    both = merged(NEEDED_BY_ADAPTER.get(adapter, {}), NEEDED.get(strategy, {}))
+    return merged(changes, {"strategy": {"name": strategy}, **both})
 
 
 def tiny(out: Path | None = None, **changes: Any) -> Experiment:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from fedpeft.engines import inline
+from fedpeft.engines import start
 from tests.conftest import TINY_VIT, merged
 from tests.test_cli import BERT, Run, finished, run, text_table, write_texts
 
@@ -152,7 +152,7 @@ def test_a_run_directory_is_refused_before_anything_is_built(
     def built(*_: object) -> None:
         raise AssertionError("built before the run directory was looked at")
 
-    monkeypatch.setattr(inline, "assemble", built)
+    monkeypatch.setattr(start, "assemble", built)
     simulate = ["simulate", "experiment.toml", "--out"]
     refuse([*simulate, earlier], "not empty; continue that run, overwrite it, or name another directory")
     refuse([*simulate, earlier, "--resume", "--overwrite"], "--resume and --overwrite contradict each other")

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fedpeft import __version__, plugins, seeds, server
 from fedpeft.cli import main
-from fedpeft.engines import inline
+from fedpeft.engines import inline, start
 from fedpeft.inference import FinishedRun, open_run
 from fedpeft.models.base import Wanted
 from fedpeft.training.loop import to_device
@@ -170,7 +170,7 @@ def test_an_interrupt_before_the_run_says_that_nothing_was_written(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inline, "assemble", interrupted)
+    monkeypatch.setattr(start, "assemble", interrupted)
     said = run("simulate", file, "--out", tmp_path / "run")
     assert (said.code, said.err) == (130, "interrupted; nothing has been written\n")
     assert not (tmp_path / "run").exists()

@@ -28,8 +28,9 @@ SHARED = ("base", "head", "plan")
 """Modules of a plug-in folder that other folders of the same layer may import."""
 PLUGIN_FOLDERS = ("adapters", "codecs", "models", "data/partitions", "data/sources", "strategies", "tasks")
 HOMES = {
+    "constriction": ("codecs",),
     "peft": ("adapters",),
-    "transformers": ("adapters", "models", "tasks"),
+    "transformers": ("adapters", "models", "privacy", "tasks"),
     "datasets": ("data", "tasks"),
     "flwr_datasets": ("data",),
     "opacus": ("privacy",),

@@ -1,5 +1,6 @@
 """The folder is the registry."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedpeft import plugins
+from fedpeft.adapters._aliases import ALIASES
 from fedpeft.errors import ConfigError
 
 
@@ -98,3 +100,17 @@ def test_a_plugins_own_import_error_comes_through(acme: Path, place: str) -> Non
 
     with pytest.raises(ModuleNotFoundError, match="a_library_that_is_not_installed"):
         plugins.load("adapter", "acme_plugins.lora")
+
+
+@pytest.mark.parametrize("name", sorted(ALIASES))
+def test_a_name_that_means_another_thing_elsewhere_is_refused_with_what_to_write(name: str) -> None:
+    assert name not in plugins.names("adapter")
+    with pytest.raises(ConfigError, match=f"no adapter '{name}': ") as caught:
+        plugins.load("adapter", name)
+    assert ALIASES[name] in str(caught.value)
+
+
+def test_what_an_alias_says_to_write_is_there_to_be_written() -> None:
+    named = {word for reason in ALIASES.values() for word in re.findall(r"(?:write|is|or) '(\w+)'", reason)}
+    assert named
+    assert named <= {*plugins.names("adapter"), *plugins.names("strategy")}

@@ -9,10 +9,10 @@ from typing import final
 
 from torch import Tensor, nn
 
+from fedpeft.adapters._targets import planned, put
 from fedpeft.adapters.base import Algebra, Bound, Slot, freeze
-from fedpeft.errors import UnsupportedError
 
-__all__ = ["Series", "insert"]
+__all__ = ["Before", "Beside", "Series", "insert"]
 
 
 @final
@@ -31,33 +31,63 @@ class Series(nn.Module):
         return adapted
 
 
+@final
+class Before(nn.Module):
+    """An added module with a residual on a layer's input: base(x + added(x))."""
+
+    def __init__(self, base: nn.Module, added: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.added = added
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (..., d_in) to (..., d_out)."""
+        adapted: Tensor = self.base(inputs + self.added(inputs))
+        return adapted
+
+
+@final
+class Beside(nn.Module):
+    """A layer and an added module on the same input: base(x) + added(x)."""
+
+    def __init__(self, base: nn.Module, added: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.added = added
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (..., d_in) to (..., d_out)."""
+        adapted: Tensor = self.base(inputs) + self.added(inputs)
+        return adapted
+
+
 def insert(
-    model: nn.Module, paths: Iterable[str], make: Callable[[str, nn.Module], nn.Module], *, algebra: Algebra
+    model: nn.Module,
+    paths: Iterable[str],
+    make: Callable[[str, nn.Module], nn.Module],
+    *,
+    algebra: Algebra,
+    wrap: type[Series] | type[Before] | type[Beside] = Series,
 ) -> tuple[Bound, ...]:
-    """Freeze the model, put ``make(path, layer)`` in series after each layer, and bind all it trains, in module order.
+    """Freeze the model, put ``make(path, layer)`` by each layer as wrap says, and bind all it trains, in module order.
 
     Raises:
         UnsupportedError: the model lacks a planned module; nothing has been changed.
     """
-    named, wanted = dict(model.named_modules()), set(paths)
-    if missing := sorted(wanted - set(named)):
-        raise UnsupportedError(f"the plan adapts {missing[0]!r}, which {type(model).__name__} does not have")
+    layers = planned(model, paths)
     freeze(model)
     bound = tuple(
         bind
-        for path, layer in named.items()
-        if path in wanted
-        for bind in _bind(path, _place(model, path, layer, make(path, layer)), algebra)
+        for path, layer in layers.items()
+        for bind in _bind(path, _place(model, path, wrap(layer, make(path, layer))), algebra)
     )
     model.train(model.training)
     return bound
 
 
-def _place(model: nn.Module, path: str, layer: nn.Module, added: nn.Module) -> nn.Module:
-    parent, _, name = path.rpartition(".")
-    added.to(next(layer.parameters()).device)
-    model.get_submodule(parent).add_module(name, Series(layer, added))
-    return added
+def _place(model: nn.Module, path: str, both: Series | Before | Beside) -> nn.Module:
+    put(model, path, both.to(next(both.base.parameters()).device))
+    return both.added
 
 
 def _bind(path: str, added: nn.Module, algebra: Algebra) -> Iterable[Bound]:

@@ -15,6 +15,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fedpeft.adapters._targets import planned
 from fedpeft.adapters.base import Attached, freeze
 from fedpeft.errors import UnsupportedError
 from fedpeft.seeds import isolated
@@ -34,8 +35,7 @@ def inject(tuner: Any, model: nn.Module, config: PeftConfig, paths: Collection[s
     Raises:
         UnsupportedError: the model lacks a planned module, or peft would adapt others than planned.
     """
-    if missing := sorted(set(paths) - {path for path, _ in model.named_modules()}):
-        raise UnsupportedError(f"the plan adapts {missing[0]!r}, which {type(model).__name__} does not have")
+    planned(model, paths)
     with isolated(0, "peft"):
         host = tuner(freeze(model), config, NAME)
     model.train(model.training)  # peft's new modules start in training mode, whatever the model's is

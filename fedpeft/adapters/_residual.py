@@ -16,7 +16,7 @@ from fedpeft.adapters.base import Attached, Shifted, pairs
 from fedpeft.errors import TensorMismatchError
 from fedpeft.tensors import Spec, require_manifest
 
-__all__ = ["factored", "shift", "widened"]
+__all__ = ["factored", "require", "shift", "widened"]
 
 
 @torch.no_grad()
@@ -26,9 +26,8 @@ def shift(attached: Attached, residuals: Mapping[str, Tensor], layers: Mapping[s
     Raises:
         TensorMismatchError: other groups or shapes than the layers'; nothing is written.
     """
-    bases = {path: layer.get_base_layer() for path, layer in layers.items()}
-    _require(residuals, bases)
-    for path, layer in bases.items():
+    require(residuals, layers)
+    for path, layer in ((path, layer.get_base_layer()) for path, layer in layers.items()):
         weight, residual = layer.weight, residuals[path]
         kept = attached.shifts.get(path)
         base = weight.detach().clone() if kept is None else kept.base
@@ -61,7 +60,13 @@ def factored(residual: Tensor) -> tuple[Tensor, Tensor]:
     return (u[:, :rank] * root).to(torch.float32), (root[:, None] * vt[:rank]).to(torch.float32)
 
 
-def _require(residuals: Mapping[str, Tensor], bases: Mapping[str, nn.Module]) -> None:
+def require(residuals: Mapping[str, Tensor], layers: Mapping[str, Any]) -> None:
+    """Refuse residuals that are not exactly those of the peft layers.
+
+    Raises:
+        TensorMismatchError: other groups, shapes or dtypes.
+    """
+    bases: dict[str, nn.Module] = {path: layer.get_base_layer() for path, layer in layers.items()}
     if other := sorted(set(residuals) ^ set(bases)):
         raise TensorMismatchError(f"residuals: {other[0]!r} is an adapted layer or has a residual, expected both")
     for path, layer in bases.items():

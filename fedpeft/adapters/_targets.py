@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedpeft.errors import UnsupportedError
 
-__all__ = ["at_places", "features", "linear_layers", "matches", "matching", "place", "transposed"]
+__all__ = ["at_places", "features", "linear_layers", "matches", "matching", "place", "planned", "put", "transposed"]
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -71,6 +71,24 @@ def features(layer: nn.Module) -> tuple[int, int]:
 def transposed(model: nn.Module, paths: Iterable[str]) -> bool:
     """Whether one of these layers keeps its weight (d_in, d_out), as Conv1D does."""
     return any(isinstance(model.get_submodule(path), Conv1D) for path in paths)
+
+
+def planned(model: nn.Module, paths: Iterable[str]) -> dict[str, nn.Module]:
+    """Return path -> module of what a plan names, in module order.
+
+    Raises:
+        UnsupportedError: the model lacks one; it was planned for another.
+    """
+    named, wanted = dict(model.named_modules()), set(paths)
+    if missing := sorted(wanted - set(named)):
+        raise UnsupportedError(f"the plan adapts {missing[0]!r}, which {type(model).__name__} does not have")
+    return {path: module for path, module in named.items() if path in wanted}
+
+
+def put(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Set the module at a path."""
+    parent, _, name = path.rpartition(".")
+    model.get_submodule(parent).add_module(name, module)
 
 
 def _linear(module: nn.Module) -> bool:

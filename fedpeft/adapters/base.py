@@ -4,17 +4,18 @@ What travels is the set of slots, never what a library's state dict happens to h
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from fedpeft.adapters.calibration import Calibrator, Statistics
 from fedpeft.adapters.plan import Plan
+from fedpeft.adapters.slots import Algebra, Pair, Slot, pairs
 from fedpeft.errors import UnsupportedError
 from fedpeft.tensors import Spec, Tensors
 
@@ -23,80 +24,16 @@ __all__ = [
     "Algebra",
     "Attached",
     "Bound",
+    "GradientSupport",
     "Pair",
     "Penalty",
     "Shifted",
     "Slot",
+    "Step",
     "freeze",
     "head_bounds",
     "pairs",
 ]
-
-
-class Algebra(Enum):
-    """How a slot enters the effective weight, and so what averaging it means."""
-
-    LINEAR = "linear"
-    """Averaging is exact."""
-    BILINEAR = "bilinear"
-    """One factor of a pair whose product matters: LoRA's A and B."""
-    PROJECTED = "projected"
-    """Coordinates in a subspace that all clients share."""
-    NONLINEAR = "nonlinear"
-    """Plain averaging, no claim of exactness."""
-    LOCAL = "local"
-    """Never leaves the client."""
-    FROZEN = "frozen"
-    """Shared by seed or broadcast once; never trained."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Slot:
-    """What an adapter says of one of its tensors."""
-
-    name: str
-    shape: tuple[int, ...]
-    algebra: Algebra
-    group: str
-    """The module it adapts; the two factors of a pair share one group."""
-    role: str
-    """``A`` (rank x d_in) and ``B`` (d_out x rank) of a pair, ``head``, or the method's own word."""
-    scale: float = 1.0
-    """Of a pair: the adapted weight is W + scale * B @ A."""
-
-    @property
-    def travels(self) -> bool:
-        """Whether this tensor is exchanged in rounds."""
-        return self.algebra not in (Algebra.LOCAL, Algebra.FROZEN)
-
-    @property
-    def spec(self) -> Spec:
-        """Name, shape and dtype on the wire; slots are always float32."""
-        return Spec(name=self.name, shape=self.shape, dtype="float32")
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two BILINEAR slots of one group: delta W = scale * B @ A."""
-
-    a: Slot
-    b: Slot
-
-    @property
-    def scale(self) -> float:
-        """The factor before B @ A."""
-        return self.b.scale
-
-
-def pairs(slots: Iterable[Slot]) -> tuple[Pair, ...]:
-    """Return the A/B pairs among the slots, in slot order."""
-    by_group: dict[str, dict[str, Slot]] = {}
-    for slot in slots:
-        if slot.algebra is Algebra.BILINEAR:
-            by_group.setdefault(slot.group, {})[slot.role] = slot
-    return tuple(Pair(a=roles["A"], b=roles["B"]) for roles in by_group.values())
 
 
 @final
@@ -116,7 +53,34 @@ class Penalty:
     per_sample: Tensor | None = None
     """Shape (batch,): one term a sample, so that per-sample clipping stays right."""
     data_free: Tensor | None = None
-    """A scalar of the parameters alone: under DP it is added after the noise and costs no privacy."""
+    """A scalar of the parameters alone: its gradient is added after clipping and noise, and costs no privacy."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class GradientSupport:
+    """How gradients of single examples, which example-level privacy clips one by one, are had of a method."""
+
+    by: Literal["hooks", "vmap", "refused"]
+    """``hooks``: layer by layer as Opacus does; ``vmap``: by torch.func, since hooks would be wrong; or not at all."""
+    reason: str = ""
+    """Why hooks would be wrong, or why the method is refused."""
+
+    def __post_init__(self) -> None:
+        """Require a reason wherever the plain way is not taken."""
+        if (self.by == "hooks") == bool(self.reason):
+            raise ValueError(f"gradients by {self.by!r}: expected a reason for all but 'hooks', got {self.reason!r}")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Where training stands after an optimizer step."""
+
+    progress: float
+    """Share of the whole federation's training that is done, in (0, 1]."""
+    learning_rate: float
+    """Of this round."""
 
 
 @final
@@ -184,12 +148,22 @@ class Adapter(ABC):
     """One parameter-efficient method. Concrete classes are final and hold only their options."""
 
     @abstractmethod
-    def plan(self, model: nn.Module, *, seed: int) -> Plan:
+    def plan(self, model: nn.Module, *, seed: int, statistics: Statistics | None = None) -> Plan:
         """Decide, on the server only, all that must be equal everywhere (targets, ranks, seeds, factors).
+
+        ``statistics`` are those of the method's calibrator, and None where it has none.
 
         Raises:
             InputError: the method cannot serve this model; names what is there.
         """
+
+    def calibrator(self) -> Calibrator | None:
+        """Return what looks at examples before the plan is made; None where the plan needs no data."""
+        return None
+
+    @abstractmethod
+    def gradients(self) -> GradientSupport:
+        """Return how gradients of single examples are had; the conformance suite holds it against a loop."""
 
     @abstractmethod
     def attach(self, model: nn.Module, plan: Plan) -> Attached:
@@ -198,6 +172,16 @@ class Adapter(ABC):
     def penalty(self, attached: Attached) -> Penalty:
         """Return the regulariser at the current parameters; none by default."""
         return Penalty()
+
+    def after_step(self, attached: Attached, step: Step) -> None:
+        """Change the parameters in place after an optimizer step, looking at nothing but them; nothing by default."""
+
+    def retract(self, slots: Sequence[Slot], adapter: Tensors) -> Tensors:
+        """Return the aggregate brought back to where the method's parameters live, on the server; as it is by default.
+
+        A function of the aggregate alone: under DP it costs nothing.
+        """
+        return adapter
 
     def shift(self, attached: Attached, residuals: Mapping[str, Tensor]) -> None:
         """Set frozen weights to W + residual, group -> (d_out, d_in); W is kept, so each call starts from it anew.

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from fedpeft.adapters._inserted import insert
 from fedpeft.adapters._layouts import layout
 from fedpeft.adapters._targets import at_places, features, matching
-from fedpeft.adapters.base import Adapter, Algebra, Attached
+from fedpeft.adapters.base import Adapter, Algebra, Attached, GradientSupport
+from fedpeft.adapters.calibration import Statistics
 from fedpeft.adapters.plan import Plan
 from fedpeft.config.base import Frozen
 from fedpeft.seeds import derive, isolated
@@ -48,7 +49,7 @@ class Bottleneck(Adapter):
 
     options: Options
 
-    def plan(self, model: nn.Module, *, seed: int) -> Plan:
+    def plan(self, model: nn.Module, *, seed: int, statistics: Statistics | None = None) -> Plan:
         """Fix the layers that are followed, the inner width and the seed of D."""
         return Plan(
             adapter="bottleneck",
@@ -70,6 +71,10 @@ class Bottleneck(Adapter):
 
         bound = insert(model, values["targets"], added, algebra=Algebra.NONLINEAR)
         return Attached(model=model, bound=bound)
+
+    def gradients(self) -> GradientSupport:
+        """Return that hooks are right: all is linear layers."""
+        return GradientSupport(by="hooks")
 
     def _targets(self, model: nn.Module) -> tuple[str, ...]:
         if self.options.target_modules is not None:

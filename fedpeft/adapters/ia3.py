@@ -25,7 +25,8 @@ from torch import nn
 from fedpeft.adapters import _peft
 from fedpeft.adapters._layouts import layout
 from fedpeft.adapters._targets import at_places, matching, transposed
-from fedpeft.adapters.base import Adapter, Algebra, Attached, Bound, Slot
+from fedpeft.adapters.base import Adapter, Algebra, Attached, Bound, GradientSupport, Slot
+from fedpeft.adapters.calibration import Statistics
 from fedpeft.adapters.plan import Plan
 from fedpeft.config.base import Frozen
 from fedpeft.errors import UnsupportedError
@@ -56,7 +57,7 @@ class Ia3(Adapter):
 
     options: Options
 
-    def plan(self, model: nn.Module, *, seed: int) -> Plan:
+    def plan(self, model: nn.Module, *, seed: int, statistics: Statistics | None = None) -> Plan:
         """Fix which layers are rescaled and on which side; nothing is random, every factor starts at one."""
         outputs, inputs = self._sides(model)
         if both := sorted(set(outputs) & set(inputs)):
@@ -70,6 +71,10 @@ class Ia3(Adapter):
         tuner = _peft.inject(IA3Model, model, _config(plan), [*plan.values["outputs"], *inputs])
         bound = tuple(_bind(path, layer, inputs) for path, layer in _peft.layers(model).items())
         return Attached(model=model, bound=bound, handle=tuner)
+
+    def gradients(self) -> GradientSupport:
+        """Return that hooks miss the factors: they lie in a dictionary that is never called."""
+        return GradientSupport(by="vmap", reason="hooks see no call of the dictionary that peft keeps factors in")
 
     def merge(self, attached: Attached) -> nn.Module:
         """Return the plain model with rows or columns rescaled in each target."""

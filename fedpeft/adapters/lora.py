@@ -7,7 +7,6 @@ BILINEAR: what counts is the product, so the mean of factors is not the factor o
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, final
 
 import torch
-from peft import LoraConfig, LoraModel
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedpeft.adapters import _peft, _residual
+from fedpeft.adapters import _lora, _peft, _residual
 from fedpeft.adapters._targets import matches, matching, transposed
-from fedpeft.adapters.base import Adapter, Algebra, Attached, Bound, Slot
+from fedpeft.adapters.base import Adapter, Attached, GradientSupport
+from fedpeft.adapters.calibration import Statistics
 from fedpeft.adapters.plan import Plan
 from fedpeft.config.base import Frozen
 from fedpeft.errors import UnsupportedError
@@ -55,7 +54,7 @@ class Lora(Adapter):
 
     options: Options
 
-    def plan(self, model: nn.Module, *, seed: int) -> Plan:
+    def plan(self, model: nn.Module, *, seed: int, statistics: Statistics | None = None) -> Plan:
         """Fix the targets, the rank of each and the seed of A."""
         paths = matching(model, self.options.target_modules)
         return Plan(
@@ -70,12 +69,11 @@ class Lora(Adapter):
 
     def attach(self, model: nn.Module, plan: Plan) -> Attached:
         """Inject; A (r, d_in) is Kaiming-uniform from the plan's seed and the layer's path, B (d_out, r) is zero."""
-        tuner = _peft.inject(LoraModel, model, _config(plan), plan.values["ranks"])
-        layers = _peft.layers(model)
-        for path, layer in layers.items():
+
+        def fill(path: str, layer: Any) -> None:
             _initialise(layer.lora_A[_peft.NAME].weight, plan.values["seed"], path)
-        bound = tuple(bind for path, layer in layers.items() for bind in _bind(path, layer))
-        return Attached(model=model, bound=bound, handle=tuner)
+
+        return _lora.host(model, plan, fill)
 
     def shift(self, attached: Attached, residuals: Mapping[str, Tensor]) -> None:
         """Set each target's frozen weight to W + residual, group -> (d_out, d_in).
@@ -89,13 +87,18 @@ class Lora(Adapter):
         """Multiply the scale of every layer inside the block; after it, each is to the bit what it was."""
         return _peft.scaled(attached.model, factor)
 
+    def gradients(self) -> GradientSupport:
+        """Return that hooks are right: both factors are linear layers."""
+        return GradientSupport(by="hooks")
+
     def merge(self, attached: Attached) -> nn.Module:
         """Return the plain model with W + scale * B A in each target."""
         return _peft.merge(attached)
 
     def save(self, attached: Attached, plan: Plan, folder: Path, *, base: str, revision: str | None) -> None:
         """Write the folder that ``PeftModel.from_pretrained`` reads; a residual becomes further rank."""
-        config, factors = _residual.widened(attached, _config(plan)) if attached.shifts else (_config(plan), {})
+        config = _lora.config(plan)
+        config, factors = _residual.widened(attached, config) if attached.shifts else (config, {})
         _peft.save(attached, config, folder, suffix=".weight", base=base, revision=revision, factors=factors)
 
     def _ranks(self, paths: Iterable[str]) -> dict[str, int]:
@@ -110,31 +113,6 @@ class Lora(Adapter):
 def make(options: Options) -> Lora:
     """Return LoRA."""
     return Lora(options=options)
-
-
-def _config(plan: Plan) -> Any:
-    values = plan.values
-    return LoraConfig(
-        r=values["rank"],
-        lora_alpha=values["alpha"],
-        lora_dropout=values["dropout"],
-        use_rslora=values["rslora"],
-        target_modules=list(values["ranks"]),
-        rank_pattern={re.escape(path): rank for path, rank in values["ranks"].items() if rank != values["rank"]},
-        fan_in_fan_out=values["transposed"],
-    )
-
-
-def _bind(path: str, layer: Any) -> tuple[Bound, Bound]:
-    """Return the pair of one layer: A (r, d_in) and B (d_out, r)."""
-    scale = layer.scaling[_peft.NAME]
-    a, b = layer.lora_A[_peft.NAME].weight, layer.lora_B[_peft.NAME].weight
-    return _factor(path, "A", a, scale), _factor(path, "B", b, scale)
-
-
-def _factor(path: str, role: str, parameter: nn.Parameter, scale: float) -> Bound:
-    name, shape = f"{path}.lora_{role}", tuple(parameter.shape)
-    return Bound(Slot(name=name, shape=shape, algebra=Algebra.BILINEAR, group=path, role=role, scale=scale), parameter)
 
 
 @torch.no_grad()

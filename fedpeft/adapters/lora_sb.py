@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fedpeft.adapters import _peft
-from fedpeft.adapters._targets import features, matching, transposed
-from fedpeft.adapters.base import Adapter, Algebra, Attached, Bound, Slot, freeze
+from fedpeft.adapters._svd import require_rank, svd, weight_of
+from fedpeft.adapters._targets import features, matching, planned, put, transposed
+from fedpeft.adapters.base import Adapter, Algebra, Attached, Bound, GradientSupport, Slot, freeze
+from fedpeft.adapters.calibration import Statistics
 from fedpeft.adapters.plan import Plan
 from fedpeft.config.base import Frozen
-from fedpeft.errors import UnsupportedError
 from fedpeft.seeds import isolated
 from fedpeft.tensors import Tensors
 
@@ -53,27 +54,27 @@ class LoraSb(Adapter):
 
     options: Options
 
-    def plan(self, model: nn.Module, *, seed: int) -> Plan:
+    def plan(self, model: nn.Module, *, seed: int, statistics: Statistics | None = None) -> Plan:
         """Fix the targets and their bases; nothing is random."""
         paths, rank = matching(model, self.options.target_modules), self.options.rank
         named = {path: model.get_submodule(path) for path in paths}
         for path, layer in named.items():
-            if rank > (least := min(features(layer))):
-                raise UnsupportedError(f"adapter.rank = {rank}: expected <= {least}, the lesser side of {path!r}")
+            require_rank(rank, path, layer)
         bases = {f"{path}.{role}": base for path, layer in named.items() for role, base in _bases(layer, rank)}
         values = {**self.options.model_dump(include={"rank", "scale"}), "transposed": transposed(model, paths)}
         return Plan(adapter="lora_sb", values={**values, "targets": list(paths)}, tensors=Tensors(bases))
 
     def attach(self, model: nn.Module, plan: Plan) -> Attached:
         """Put a core beside each target; R (r, r) is zero, B (d_out, r) and A (r, d_in) are the plan's."""
-        named, wanted = dict(model.named_modules()), set(plan.values["targets"])
-        if missing := sorted(wanted - set(named)):
-            raise UnsupportedError(f"the plan adapts {missing[0]!r}, which {type(model).__name__} does not have")
-        freeze(model)
-        cores = {path: _Core(named[path], path, plan) for path in named if path in wanted}
+        layers = planned(freeze(model), plan.values["targets"])
+        cores = {path: _Core(layer, path, plan) for path, layer in layers.items()}
         for path, core in cores.items():
-            _put(model, path, core)
+            put(model, path, core)
         return Attached(model=model, bound=tuple(_bind(cores)), handle=cores)
+
+    def gradients(self) -> GradientSupport:
+        """Return that hooks are right: the core is a linear layer."""
+        return GradientSupport(by="hooks")
 
     @torch.no_grad()
     def merge(self, attached: Attached) -> nn.Module:
@@ -81,7 +82,7 @@ class LoraSb(Adapter):
         for path, core in attached.handle.items():
             change = core.scale * core.up.weight @ core.core.weight @ core.down.weight
             core.base.weight += change.T if isinstance(core.base, Conv1D) else change
-            _put(attached.model, path, core.base)
+            put(attached.model, path, core.base)
         return attached.model
 
     def save(self, attached: Attached, plan: Plan, folder: Path, *, base: str, revision: str | None) -> None:
@@ -136,15 +137,7 @@ def _bind(cores: dict[str, _Core]) -> Iterable[Bound]:
             yield Bound(Slot(name=name, shape=shape, algebra=algebra, group=path, role=role), weight)
 
 
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    model.get_submodule(parent).add_module(name, module)
-
-
 def _bases(layer: nn.Module, rank: int) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
     """Return B = U_r (d_out, r) and A = V_r^T (r, d_in) of the weight, float32."""
-    weight = layer.get_parameter("weight").detach().to("cpu", torch.float64)
-    u, _, vt = torch.linalg.svd(weight.T if isinstance(layer, Conv1D) else weight, full_matrices=False)
-    largest = u.abs().argmax(dim=0, keepdim=True)
-    sign = u.gather(0, largest).sign()[:, :rank]
-    return ("B", (u[:, :rank] * sign).to(torch.float32)), ("A", (vt[:rank] * sign.T).to(torch.float32))
+    found = svd(weight_of(layer))
+    return ("B", found.u[:, :rank].to(torch.float32)), ("A", found.vt[:rank].to(torch.float32))

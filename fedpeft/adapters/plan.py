@@ -29,8 +29,9 @@ class Plan:
     tensors: Tensors = field(default_factory=Tensors)
 
     def __post_init__(self) -> None:
-        """Sort the tensors, so that hash and bytes are the same before and after the wire."""
-        object.__setattr__(self, "tensors", Tensors(sorted(self.tensors.items())))
+        """Sort the tensors, contiguous, so that hash, bytes and products are alike on both ends of the wire."""
+        contiguous = self.tensors.map(Tensor.contiguous)
+        object.__setattr__(self, "tensors", Tensors(sorted(contiguous.items())))
 
     @property
     def hash(self) -> str:
@@ -44,7 +45,7 @@ class Plan:
     def to_bytes(self) -> bytes:
         """Return length of the header (8 bytes, little endian), header, tensors as safetensors."""
         header = self.header()
-        return len(header).to_bytes(_LENGTH, "little") + header + save(dict(self.tensors.map(Tensor.contiguous)))
+        return len(header).to_bytes(_LENGTH, "little") + header + save(dict(self.tensors))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Plan":

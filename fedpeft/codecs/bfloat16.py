@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from typing import final
 
 import torch
-from torch import Tensor
 
-from fedpeft.codecs.base import Codec
-from fedpeft.codecs.layout import read, require_float32, write
+from fedpeft.codecs.base import NOTHING, Codec, Common
+from fedpeft.codecs.layout import narrowed, read, require_float32, write
 from fedpeft.config.base import Frozen
 from fedpeft.tensors import Spec, Tensors
 
@@ -33,16 +32,16 @@ class Bfloat16(Codec):
 
     name = "bfloat16"
 
-    def encode(self, tensors: Tensors) -> bytes:
+    def encode(self, tensors: Tensors, common: Common = NOTHING) -> bytes:
         """Round and pack float32 tensors.
 
         Raises:
             TensorMismatchError: a tensor is not float32; names it.
         """
         require_float32(tensors.manifest(), codec=self.name)
-        return write(tensors.map(_round))
+        return write(tensors.map(lambda tensor: narrowed(tensor, torch.bfloat16)))
 
-    def decode(self, data: bytes, manifest: Sequence[Spec]) -> Tensors:
+    def decode(self, data: bytes, manifest: Sequence[Spec], common: Common = NOTHING) -> Tensors:
         """Unpack into exactly this manifest, widened to float32 without further loss.
 
         Raises:
@@ -53,7 +52,7 @@ class Bfloat16(Codec):
         packed = [replace(spec, dtype="bfloat16") for spec in manifest]
         return read(data, packed, codec=self.name).to(torch.float32)
 
-    def error_bound(self, tensors: Tensors) -> float:
+    def error_bound(self, tensors: Tensors, common: Common = NOTHING) -> float:
         """Return 2**-8 * norm + 2**-134 * sqrt(number of elements): the triangle inequality over the elements."""
         return _RELATIVE * tensors.norm() + _ABSOLUTE * math.sqrt(tensors.num_elements)
 
@@ -61,10 +60,3 @@ class Bfloat16(Codec):
 def make(options: Options) -> Codec:
     """Return the codec."""
     return Bfloat16()
-
-
-def _round(tensor: Tensor) -> Tensor:
-    """Round to nearest even, but a finite value never to infinity; the shape stays."""
-    rounded = tensor.to(torch.bfloat16)
-    largest = torch.finfo(torch.bfloat16).max
-    return torch.where(torch.isfinite(tensor), rounded.clamp(-largest, largest), rounded)

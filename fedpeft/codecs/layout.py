@@ -14,15 +14,15 @@ from torch import Tensor
 from fedpeft.errors import TensorMismatchError, WireError
 from fedpeft.tensors import Spec, Tensors, raw
 
-__all__ = ["read", "require_float32", "write"]
+__all__ = ["narrowed", "read", "require_finite", "require_float32", "write"]
 
 _ALIGNMENT = 8
-_CODES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CODES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def write(tensors: Tensors) -> bytes:
-    """Return a safetensors file of float32 or bfloat16 tensors, in their order.
+    """Return a safetensors file of float32, bfloat16 or float16 tensors, in their order.
 
     Raises:
         TensorMismatchError: another dtype; names the tensor.
@@ -56,6 +56,22 @@ def require_float32(manifest: Iterable[Spec], *, codec: str) -> None:
     for spec in manifest:
         if spec.dtype != "float32":
             raise TensorMismatchError(f"codec {codec}: tensor {spec}, expected float32")
+
+
+def require_finite(tensors: Tensors, *, codec: str) -> None:
+    """Refuse NaN and infinity where a codec has no code for them.
+
+    Raises:
+        TensorMismatchError: names the first tensor with such an entry.
+    """
+    tensors.require_finite(where=f"codec {codec}")
+
+
+def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round to nearest even, but a finite value never to infinity; the shape stays."""
+    rounded = tensor.to(dtype)
+    largest = torch.finfo(dtype).max
+    return torch.where(torch.isfinite(tensor), rounded.clamp(-largest, largest), rounded)
 
 
 def _header(manifest: Sequence[Spec]) -> bytes:

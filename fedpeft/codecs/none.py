@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from fedpeft.codecs.base import Codec
+from fedpeft.codecs.base import NOTHING, Codec, Common
 from fedpeft.codecs.layout import read, require_float32, write
 from fedpeft.config.base import Frozen
 from fedpeft.tensors import Spec, Tensors
@@ -24,7 +24,7 @@ class Lossless(Codec):
 
     name = "none"
 
-    def encode(self, tensors: Tensors) -> bytes:
+    def encode(self, tensors: Tensors, common: Common = NOTHING) -> bytes:
         """Pack float32 tensors.
 
         Raises:
@@ -33,7 +33,7 @@ class Lossless(Codec):
         require_float32(tensors.manifest(), codec=self.name)
         return write(tensors)
 
-    def decode(self, data: bytes, manifest: Sequence[Spec]) -> Tensors:
+    def decode(self, data: bytes, manifest: Sequence[Spec], common: Common = NOTHING) -> Tensors:
         """Unpack into exactly this manifest.
 
         Raises:
@@ -43,7 +43,7 @@ class Lossless(Codec):
         require_float32(manifest, codec=self.name)
         return read(data, manifest, codec=self.name)
 
-    def error_bound(self, tensors: Tensors) -> float:
+    def error_bound(self, tensors: Tensors, common: Common = NOTHING) -> float:
         """Return 0."""
         return 0.0
 

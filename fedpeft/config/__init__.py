@@ -2,10 +2,11 @@
 
 from fedpeft.config.base import Frozen
 from fedpeft.config.load import load, parse
-from fedpeft.config.schema import Choice, Compute, Evaluate, Experiment, Output, Pretrain, Rounds, Train
+from fedpeft.config.schema import Choice, Choices, Compute, Evaluate, Experiment, Output, Pretrain, Rounds, Train
 
 __all__ = [
     "Choice",
+    "Choices",
     "Compute",
     "Evaluate",
     "Experiment",

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from fedpeft.config.base import Frozen
-from fedpeft.plugins import nearest
+from fedpeft.plugins import nearest, taking
 
 __all__ = ["explain"]
 
@@ -18,11 +18,23 @@ _NOUNS = {"integer": "an integer", "number": "a number", "string": "a string", "
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
-def explain(key: str, kind: type[Frozen], given: Any, error: ValidationError) -> list[str]:
-    """Return one line for each wrong value below a key."""
+def explain(key: str, kind: type[Frozen], given: Any, error: ValidationError, *, group: str | None = None) -> list[str]:
+    """Return one line for each wrong value below a key; ``group`` is that of the plug-in whose options these are."""
     schema = kind.model_json_schema()
-    lines = [_line(key, schema, given, detail) for detail in error.errors(include_url=False)]
+    lines = [
+        _elsewhere(key, group, detail) or _line(key, schema, given, detail)
+        for detail in error.errors(include_url=False)
+    ]
     return list(dict.fromkeys(lines))
+
+
+def _elsewhere(key: str, group: str | None, detail: ErrorDetails) -> str | None:
+    """Return the line on a key that other plug-ins of the group have and this one has not."""
+    if group is None or detail["type"] != "extra_forbidden" or len(detail["loc"]) != 1:
+        return None
+    option = str(detail["loc"][0])
+    others = taking(group, option)
+    return f"{key}.{option}: unknown key of this {group}; these take it: {', '.join(others)}" if others else None
 
 
 def _line(key: str, schema: _Schema, given: Any, detail: ErrorDetails) -> str:

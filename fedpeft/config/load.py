@@ -12,7 +12,18 @@ from pydantic import ValidationError
 from fedpeft import plugins
 from fedpeft.config.base import Frozen
 from fedpeft.config.explain import explain
-from fedpeft.config.schema import Choice, Compute, Evaluate, Experiment, Output, Pretrain, Rounds, Train
+from fedpeft.config.schema import (
+    Calibration,
+    Choice,
+    Choices,
+    Compute,
+    Evaluate,
+    Experiment,
+    Output,
+    Pretrain,
+    Rounds,
+    Train,
+)
 from fedpeft.errors import ConfigError
 
 __all__ = ["load", "parse"]
@@ -25,8 +36,13 @@ _CHOICES = {
     "adapter": "adapter",
     "strategy": "strategy",
     "codec": "codec",
+    "codec_down": "codec",
     "pretrain_data": "source",
+    "calibration_data": "source",
 }
+_CHAINS = ("codec", "codec_down")
+"""Choices that may be several, as an array of tables."""
+_OPTIONAL = ("pretrain_data", "calibration_data")
 _TABLES: dict[str, type[Frozen]] = {
     "train": Train,
     "rounds": Rounds,
@@ -34,9 +50,11 @@ _TABLES: dict[str, type[Frozen]] = {
     "compute": Compute,
     "output": Output,
     "pretrain": Pretrain,
+    "calibration": Calibration,
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "codec": {"name": "none"},
+    "codec_down": {"name": "none"},
     "strategy": {"name": "fedavg"},
     **{name: {} for name in ("train", "rounds", "evaluate", "compute", "output")},
 }
@@ -78,7 +96,8 @@ def parse(table: Mapping[str, Any], *, where: str = "experiment") -> Experiment:
         "seed": _checked_seed(merged.get("seed", 0), problems),
     }
     for key, group in _CHOICES.items():
-        values[key] = _choice(key, group, merged, problems)
+        read = _choices if key in _CHAINS else _choice
+        values[key] = read(key, group, merged, problems)
     for key, kind in _TABLES.items():
         values[key] = _validated(kind, merged[key], key, problems) if key in merged else None
     problems += _across(values) if not problems else []
@@ -89,7 +108,7 @@ def parse(table: Mapping[str, Any], *, where: str = "experiment") -> Experiment:
 
 def _choice(key: str, group: str, table: Mapping[str, Any], problems: list[str]) -> Choice | None:
     if key not in table:
-        if key != "pretrain_data":
+        if key not in _OPTIONAL:
             problems.append(f"{key}: missing table; add [{key}] with a name{plugins.nearest('', plugins.names(group))}")
         return None
     given = table[key]
@@ -102,11 +121,24 @@ def _choice(key: str, group: str, table: Mapping[str, Any], problems: list[str])
     except ConfigError as error:
         problems.append(f"{key}.name: {error}")
         return None
-    options = _validated(kind, {name: value for name, value in given.items() if name != "name"}, key, problems)
+    own = {name: value for name, value in given.items() if name != "name"}
+    options = _validated(kind, own, key, problems, group=group)
     return Choice(group=group, name=given["name"], options=options) if options is not None else None
 
 
-def _validated(kind: type[Frozen], given: Any, key: str, problems: list[str]) -> Frozen | None:
+def _choices(key: str, group: str, table: Mapping[str, Any], problems: list[str]) -> Choices | None:
+    """Return one or more choices; an array's tables are numbered from 0 in what is said of them."""
+    given = table[key]
+    places = {f"{key}.{index}": each for index, each in enumerate(given)} if isinstance(given, list) else {key: given}
+    if not places:
+        problems.append(f"{key} = []: expected at least one table, [[{key}]] and name = ...")
+    stages = [_choice(place, group, places, problems) for place in places]
+    return Choices(tuple(stage for stage in stages if stage is not None)) if None not in stages else None
+
+
+def _validated(
+    kind: type[Frozen], given: Any, key: str, problems: list[str], *, group: str | None = None
+) -> Frozen | None:
     """Validate through JSON: strict about types, while TOML's arrays still fill tuples."""
     if not isinstance(given, Mapping):
         problems.append(f"{key} = {given!r}: expected a table, [{key}]")
@@ -116,7 +148,7 @@ def _validated(kind: type[Frozen], given: Any, key: str, problems: list[str]) ->
     except TypeError:
         problems.append(f"{key}: holds a date or a time, and no option takes one; quote it to make it a string")
     except ValidationError as error:
-        problems += explain(key, kind, given, error)
+        problems += explain(key, kind, given, error, group=group)
     return None
 
 
@@ -153,8 +185,9 @@ def _across(values: Mapping[str, Any]) -> list[str]:
             f"rounds.min_clients = {rounds.min_clients}: "
             f"expected <= rounds.clients_per_round = {rounds.clients_per_round}"
         )
-    if (values["pretrain"] is None) != (values["pretrain_data"] is None):
-        problems.append("pretrain and pretrain_data: give both tables or neither")
+    for name in ("pretrain", "calibration"):
+        if (values[name] is None) != (values[f"{name}_data"] is None):
+            problems.append(f"{name} and {name}_data: give both tables or neither")
     return problems
 
 

@@ -12,7 +12,18 @@ from pydantic import Field
 from fedpeft import plugins
 from fedpeft.config.base import Frozen
 
-__all__ = ["Choice", "Compute", "Evaluate", "Experiment", "Output", "Pretrain", "Rounds", "Train"]
+__all__ = [
+    "Calibration",
+    "Choice",
+    "Choices",
+    "Compute",
+    "Evaluate",
+    "Experiment",
+    "Output",
+    "Pretrain",
+    "Rounds",
+    "Train",
+]
 
 
 @final
@@ -31,6 +42,28 @@ class Choice:
     def build(self) -> Any:
         """Import the plug-in and make it."""
         return vars(plugins.load(self.group, self.name))["make"](self.options)
+
+
+@final
+@dataclass(frozen=True)
+class Choices:
+    """Plug-ins of one kind, one after the other: a table in the file, or an array of tables."""
+
+    stages: tuple[Choice, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The plug-ins' names, in order."""
+        return tuple(stage.name for stage in self.stages)
+
+    def table(self) -> Any:
+        """Return the one table, or the array of several."""
+        tables = [stage.table() for stage in self.stages]
+        return tables if len(tables) > 1 else tables[0]
+
+    def build(self) -> list[Any]:
+        """Import the plug-ins and make them."""
+        return [stage.build() for stage in self.stages]
 
 
 @final
@@ -118,6 +151,16 @@ class Pretrain(Frozen):
 
 
 @final
+class Calibration(Frozen):
+    """What an adapter that is planned from data sees before the federation: public examples, on the server alone."""
+
+    num_examples: int = Field(default=256, ge=1)
+    """The first so many of the public training examples; all where there are fewer."""
+    batch_size: int = Field(default=16, ge=1)
+    """Examples a forward pass; without effect on the plan, up to rounding."""
+
+
+@final
 class Output(Frozen):
     """Where results go; no part of the experiment's identity."""
 
@@ -140,7 +183,10 @@ class Experiment:
     task: Choice
     adapter: Choice
     strategy: Choice
-    codec: Choice
+    codec: Choices
+    """Of what clients send; of several, each but the last says which entries it keeps for the next."""
+    codec_down: Choices
+    """Of what the server sends."""
     train: Train
     rounds: Rounds
     evaluate: Evaluate
@@ -148,6 +194,8 @@ class Experiment:
     output: Output
     pretrain: Pretrain | None = None
     pretrain_data: Choice | None = None
+    calibration: Calibration | None = None
+    calibration_data: Choice | None = None
 
     def table(self) -> dict[str, Any]:
         """Return the experiment as it would stand in a file, every default written out."""
@@ -168,14 +216,16 @@ class Experiment:
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what is unset: TOML cannot say None."""
-    return {
-        name: _without_none(value) if isinstance(value, Mapping) else value
-        for name, value in table.items()
-        if value is not None
-    }
+    return {name: _toml(value) for name, value in table.items() if value is not None}
+
+
+def _toml(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _without_none(value)
+    return [_toml(each) for each in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Choice):
+    if isinstance(value, Choice | Choices):
         return value.table()
     return value.model_dump(mode="json") if isinstance(value, Frozen) else value

@@ -6,7 +6,7 @@ from itertools import count, islice
 from fedpeft.data.splits import permutation
 from fedpeft.errors import DataError
 
-__all__ = ["batch_indices"]
+__all__ = ["batch_indices", "num_batches"]
 
 
 def batch_indices(
@@ -32,6 +32,11 @@ def batch_indices(
     if min(batch_size, epochs or 1, steps or 1) < 1 or 0 in {epochs, steps}:
         raise ValueError(f"batch_size = {batch_size}, epochs = {epochs}, steps = {steps}: expected >= 1")
     return islice(_batches(num_examples, batch_size, seed, epochs), steps)
+
+
+def num_batches(num_examples: int, batch_size: int, *, epochs: int | None, steps: int | None) -> int:
+    """Return how many batches ``batch_indices`` yields."""
+    return steps if steps is not None else (epochs or 0) * -(-num_examples // batch_size)
 
 
 def _batches(num_examples: int, batch_size: int, seed: int, epochs: int | None) -> Iterator[list[int]]:

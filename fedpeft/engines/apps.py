@@ -13,9 +13,9 @@ from fedpeft import config
 from fedpeft.adapters.plan import Plan
 from fedpeft.client import Node, client_app
 from fedpeft.config import Experiment
+from fedpeft.engines.start import ready
 from fedpeft.errors import ConfigError
 from fedpeft.report.progress import plain_watcher
-from fedpeft.report.run_directory import RunDirectory
 from fedpeft.server import serve
 from fedpeft.training.workbench import Workbench, assemble
 
@@ -32,10 +32,7 @@ def flower_server_app(folder: Path) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         experiment = _experiment(folder, context)
-        RunDirectory.check(experiment)
-        bench = assemble(experiment)
-        bench.rehearse()
-        run, resume = RunDirectory.prepare(experiment)
+        bench, run, resume = ready(experiment)
         _LOG.info("run directory: %s", run.path.resolve())
         serve(grid, bench, run, resume=resume, watcher=plain_watcher())
 

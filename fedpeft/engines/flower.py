@@ -10,12 +10,12 @@ from typing import Any
 
 from fedpeft.config import Experiment
 from fedpeft.engines.bundle import write_bundle
+from fedpeft.engines.start import ready
 from fedpeft.engines.superlink import Status, SuperLink, started
 from fedpeft.errors import RunError, UnsupportedError
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.report.watch import Watcher
 from fedpeft.server import resumed
-from fedpeft.training.workbench import assemble
 
 __all__ = ["simulate"]
 
@@ -69,10 +69,7 @@ def _resources(experiment: Experiment) -> str:
 
 def _begin(experiment: Experiment, watcher: Watcher) -> tuple[RunDirectory, int, int]:
     """Find what can be wrong before anything starts; return the run, its clients, and the rounds recorded already."""
-    RunDirectory.check(experiment)
-    bench = assemble(experiment)
-    bench.rehearse()
-    run, resume = RunDirectory.prepare(experiment)
+    bench, run, resume = ready(experiment)
     begun = resumed(run, bench) if resume else None
     watcher.started(
         experiment,

@@ -175,7 +175,6 @@ class FlowerStrategy(FlowerBase):
 
 _NEEDS_OUR_CLIENT = {
     "penalty": "adds a penalty to each local step",
-    "local_penalty": "adds a penalty to each local step",
     "begin": "has clients put back what they kept",
     "finish": "has clients rework what they trained",
     "uplink": "has clients keep a part of it",
@@ -191,7 +190,8 @@ def _made(name: str, options: dict[str, Any]) -> Strategy[Any]:
     try:
         strategy: Strategy[Any] = module["make"](module["Options"].model_validate(options))
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(f"strategy {name!r}", module["Options"], options, error))) from error
+        lines = explain(f"strategy {name!r}", module["Options"], options, error, group="strategy")
+        raise ConfigError("\n".join(lines)) from error
     for method, does in _NEEDS_OUR_CLIENT.items():
         if vars(Strategy)[method] is not getattr(type(strategy), method):
             raise UnsupportedError(f"strategy {name!r} {does}, which a plain ClientApp does not: run it as fedpeft")

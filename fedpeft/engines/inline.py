@@ -12,12 +12,12 @@ from flwr.serverapp import Grid
 from fedpeft.adapters.plan import Plan
 from fedpeft.client import Node, client_app
 from fedpeft.config import Experiment
+from fedpeft.engines.start import ready
 from fedpeft.errors import WireError
-from fedpeft.report.run_directory import RunDirectory
 from fedpeft.report.watch import Watcher
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.server import serve
-from fedpeft.training.workbench import Workbench, assemble
+from fedpeft.training.workbench import Workbench
 
 __all__ = ["InlineGrid", "local_client_app", "simulate"]
 
@@ -125,10 +125,7 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
         InputError: something is wrong with the experiment; nothing has been written.
         RunError: the run failed after it began; its checkpoint stands.
     """
-    RunDirectory.check(experiment)
-    bench = assemble(experiment)
-    bench.rehearse()
-    run, resume = RunDirectory.prepare(experiment)
+    bench, run, resume = ready(experiment)
     memories = MemoryFolder(path=run.clients, checkpoint_every=experiment.rounds.checkpoint_every)
     grid = InlineGrid(local_client_app(bench), num_clients=bench.shares.num_clients, memories=memories)
     return serve(grid, bench, run, resume=resume, memories=memories, watcher=watcher)

@@ -7,6 +7,7 @@ from typing import Literal, final
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedpeft.codecs.base import Common
 from fedpeft.errors import FedpeftError, WireError
 from fedpeft.report.record import Failure
 from fedpeft.rounds.collect import in_order
@@ -92,7 +93,7 @@ class Exchange:
         header, body = unpack(content, Update)
         manifest = self._trained(client)
         self._expect(header, client, manifest)
-        came = self.bench.codec.decode(body, manifest).require_finite(where=str(header))
+        came = self.bench.codec.decode(body, manifest, self._common("up", client)).require_finite(where=str(header))
         beside = [spec.name for spec in self.bench.strategy.beside(self.bench.adapted.attached.slots).up]
         if header.num_examples < 1:
             raise WireError(f"{header}: num_examples = {header.num_examples}, expected at least 1")
@@ -116,7 +117,7 @@ class Exchange:
             config_hash=envelope.config_hash,
             plan_hash=envelope.plan_hash,
             base_hash=envelope.base_hash,
-            codec=envelope.codec,
+            codec=self.bench.experiment.codec.names,
             manifest=manifest,
             client=client,
         )
@@ -133,7 +134,7 @@ class Exchange:
     def _body(self, kind: Literal["train", "evaluate"], directive: Directive) -> tuple[tuple[Spec, ...], bytes]:
         """Return what all clients that hold as many ranks are sent, encoded once."""
         sending = self._sending(kind, directive)
-        return sending.manifest(), self.bench.codec.encode(sending)
+        return sending.manifest(), self.bench.codec_down.encode(sending, self._common("down"))
 
     def _sending(self, kind: Literal["train", "evaluate"], directive: Directive) -> Tensors:
         """Return the adapter, for training what the strategy sends beside it, and what rebuilds a residual."""
@@ -145,6 +146,9 @@ class Exchange:
             sending = sending.joined(beside.require(strategy.beside(slots).down, where="sent beside the adapter"))
         return sending.joined(strategy.residual_parts(slots, self.state))
 
+    def _common(self, direction: Literal["up", "down"], client: int | None = None) -> Common:
+        return self.bench.common(direction, round_number=self.round_number, client=client)
+
     def _envelope(self, manifest: tuple[Spec, ...]) -> Envelope:
         return Envelope(
             job=job_name(self.bench),
@@ -152,6 +156,6 @@ class Exchange:
             config_hash=self.bench.experiment.hash,
             plan_hash=self.bench.adapted.plan.hash,
             base_hash=self.bench.adapted.base_hash,
-            codec=self.bench.codec.name,
+            codec=self.bench.experiment.codec_down.names,
             manifest=manifest,
         )

@@ -99,6 +99,6 @@ def _join(bench: Workbench) -> Join:
             config_hash=bench.experiment.hash,
             plan_hash=bench.adapted.plan.hash,
             base_hash=bench.adapted.base_hash,
-            codec=bench.codec.name,
+            codec=bench.experiment.codec.names,
         )
     )

@@ -1,7 +1,7 @@
 """What a strategy is: frozen state and functions over it, both halves of a round in one file.
 
 Server: init -> (directive, broadcast -> accumulate each update -> apply) each round.
-Client: begin -> local_penalty during local training -> finish; an evaluation starts from begin too. A strategy whose
+Client: begin -> penalty during local training -> finish; an evaluation starts from begin too. A strategy whose
 total is a WeightedSum streams: its memory does not grow with the number of clients. One that needs every update keeps
 a Stack, and says so.
 """
@@ -112,6 +112,8 @@ class Turn:
     """Clients of the federation, drawn or not."""
     learning_rate: float
     """Of this round's local training."""
+    directive: Directive = field(default_factory=Directive)
+    """What the client is asked to do."""
 
 
 @final
@@ -240,13 +242,9 @@ class Strategy(ABC, Generic[T]):
     def apply(self, slots: Sequence[Slot], state: State, total: T) -> State:
         """Return the state after the round, of at least one update."""
 
-    def penalty(self, parameters: Mapping[str, Tensor], received: Tensors) -> Tensor | None:
+    def penalty(self, parameters: Mapping[str, Tensor], turn: Turn) -> Tensor | None:
         """Client half: a data-free scalar added to every local step's loss; none by default."""
         return None
-
-    def local_penalty(self, parameters: Mapping[str, Tensor], turn: Turn) -> Tensor | None:
-        """Client half: the same, for a strategy that looks at more than what was received; asks penalty by default."""
-        return self.penalty(parameters, turn.received)
 
     def begin(self, turn: Turn) -> Tensors:
         """Client half: return the adapter to train or evaluate, of what was received's manifest; that by default."""

@@ -24,17 +24,16 @@ from pydantic import Field
 
 from fedpeft import seeds
 from fedpeft.adapters.base import Slot, pairs
-from fedpeft.config.base import Frozen
 from fedpeft.errors import UnsupportedError
-from fedpeft.strategies.base import ClientUpdate, Directive, State, Strategy, WeightedSum
+from fedpeft.strategies.base import ClientUpdate, Directive, State
 from fedpeft.strategies.ranks import padded, rank_of, require_ranks
-from fedpeft.strategies.weighting import Weighting, accumulate_weighted, apply_mean
+from fedpeft.strategies.weighting import Averaging, WeightingOptions
 
 __all__ = ["DyLora", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(WeightingOptions):
     """Options of DyLoRA."""
 
     min_rank: int = Field(default=1, ge=1)
@@ -43,13 +42,11 @@ class Options(Frozen):
     """Train the last of the b ranks alone and hold those before it still, which is cheaper on the client and up."""
     seed: int = Field(default=0, ge=0)
     """Which sequence of ranks; public."""
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class DyLora(Strategy[WeightedSum]):
+class DyLora(Averaging):
     """Federated averaging of the first ranks."""
 
     options: Options
@@ -78,10 +75,6 @@ class DyLora(Strategy[WeightedSum]):
         rank = int(torch.randint(self.options.min_rank, most + 1, (), generator=generator))
         return Directive(rank=rank, held=rank - 1 if self.options.frozen else 0, scale=most / rank)
 
-    def start(self) -> WeightedSum:
-        """Return an empty sum."""
-        return WeightedSum()
-
     def prepare(self, slots: Sequence[Slot], state: State, update: ClientUpdate) -> ClientUpdate:
         """Return the update in full size, zero in the ranks that did not train.
 
@@ -90,14 +83,6 @@ class DyLora(Strategy[WeightedSum]):
         """
         asked, where = update.directive, f"update of client {update.client}"
         return replace(update, delta=padded(update.delta, slots, rank=asked.rank, held=asked.held, where=where))
-
-    def accumulate(self, total: WeightedSum, update: ClientUpdate) -> WeightedSum:
-        """Add weight * delta."""
-        return accumulate_weighted(total, update, weighting=self.options.weighting)
-
-    def apply(self, slots: Sequence[Slot], state: State, total: WeightedSum) -> State:
-        """Move the ranks that trained by their mean delta."""
-        return apply_mean(state, total)
 
 
 def make(options: Options) -> DyLora:

@@ -14,25 +14,20 @@ from dataclasses import dataclass
 from typing import final
 
 from fedpeft.adapters.base import Algebra, Slot
-from fedpeft.config.base import Frozen
 from fedpeft.errors import UnsupportedError
-from fedpeft.strategies.base import ClientUpdate, State, Strategy, WeightedSum
-from fedpeft.strategies.weighting import Weighting, accumulate_weighted, apply_mean
+from fedpeft.strategies.weighting import Averaging, WeightingOptions
 
 __all__ = ["FedSb", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(WeightingOptions):
     """Options of Fed-SB."""
-
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FedSb(Strategy[WeightedSum]):
+class FedSb(Averaging):
     """Federated averaging of cores."""
 
     options: Options
@@ -49,18 +44,6 @@ class FedSb(Strategy[WeightedSum]):
                 f"strategy 'fed_sb' averages cores between fixed bases, and this adapter has no linear core "
                 f"(its roles: {roles}); use adapter 'lora_sb'"
             )
-
-    def start(self) -> WeightedSum:
-        """Return an empty sum."""
-        return WeightedSum()
-
-    def accumulate(self, total: WeightedSum, update: ClientUpdate) -> WeightedSum:
-        """Add weight * delta."""
-        return accumulate_weighted(total, update, weighting=self.options.weighting)
-
-    def apply(self, slots: Sequence[Slot], state: State, total: WeightedSum) -> State:
-        """Move cores and heads by their mean delta."""
-        return apply_mean(state, total)
 
 
 def make(options: Options) -> FedSb:

@@ -12,30 +12,27 @@ from typing import final
 from pydantic import Field
 
 from fedpeft.adapters.base import Slot
-from fedpeft.config.base import Frozen
-from fedpeft.strategies.base import ClientUpdate, State, Strategy, WeightedSum
+from fedpeft.strategies.base import State, WeightedSum
 from fedpeft.strategies.moments import MOMENTUM, moment, remember, zeros
-from fedpeft.strategies.weighting import Weighting, accumulate_weighted, mean_delta, moved
+from fedpeft.strategies.weighting import Averaging, WeightingOptions, mean_delta, moved
 from fedpeft.tensors import Tensors
 
 __all__ = ["FedAvgM", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(WeightingOptions):
     """Options of FedAvgM."""
 
     momentum: float = Field(default=0.9, gt=0, lt=1)
     """The share beta of the last step that is taken again; fedavg is the strategy without it."""
     learning_rate: float = Field(default=1.0, gt=0)
     """Factor on each step; the paper's is 1."""
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FedAvgM(Strategy[WeightedSum]):
+class FedAvgM(Averaging):
     """Federated averaging with server momentum."""
 
     options: Options
@@ -43,14 +40,6 @@ class FedAvgM(Strategy[WeightedSum]):
     def init(self, slots: Sequence[Slot], adapter: Tensors) -> State:
         """Start with no momentum."""
         return State(adapter=adapter, memory=remember({MOMENTUM: zeros(adapter)}))
-
-    def start(self) -> WeightedSum:
-        """Return an empty sum."""
-        return WeightedSum()
-
-    def accumulate(self, total: WeightedSum, update: ClientUpdate) -> WeightedSum:
-        """Add weight * delta."""
-        return accumulate_weighted(total, update, weighting=self.options.weighting)
 
     def apply(self, slots: Sequence[Slot], state: State, total: WeightedSum) -> State:
         """Add the mean delta to the momentum, and the momentum to the adapter."""

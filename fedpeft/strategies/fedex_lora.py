@@ -7,9 +7,12 @@ R = sum_k p_k (B_k - B)(A_k - A) is held as K - 1 products of rank r: the B_k - 
 so A may be replaced by one client's A_k, whose own term is then zero. One client alone leaves no residual. With
 ``max_rank`` R is cut to its best approximation of that rank, each round; the mean is then exact no more.
 
-Up r (d_out + d_in) floats a pair. Down, beside as many, the residual of all rounds so far: min((K-1) r (d_out + d_in),
-d_out d_in) after the first, never more than d_out d_in, since a client may have missed rounds; the paper's own count
-is of one round. Heads are averaged plainly. It needs every update of a round at once: K adapters of memory.
+With ``client_rank`` client k holds the first r_k ranks; factors are averaged with zeros in the others, and R makes up
+for that as for all else. In ranks that no client of a round held, A stays and B is zero.
+
+Up r_k (d_out + d_in) floats a pair. Down, beside as many, the residual of all rounds so far: min((K-1) r (d_out +
+d_in), d_out d_in) after the first, never more than d_out d_in, since a client may have missed rounds; the paper's own
+count is of one round. Heads are averaged plainly. It needs every update of a round at once: K adapters of memory.
 """
 
 from collections.abc import Sequence
@@ -20,64 +23,40 @@ import torch
 from pydantic import Field
 
 from fedpeft.adapters.base import Pair, Slot, pairs
-from fedpeft.config.base import Frozen
 from fedpeft.strategies import residual
-from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy, WeightedSum
-from fedpeft.strategies.stacking import push, require_enough
-from fedpeft.strategies.weighting import Weighting, accumulate_weighted, mean_delta, moved
-from fedpeft.tensors import Spec, Tensors
+from fedpeft.strategies.base import Stack, State
+from fedpeft.strategies.ranked import Ranked, alive
+from fedpeft.strategies.ranks import RankOptions
+from fedpeft.strategies.stacking import Stacking, require_enough
+from fedpeft.strategies.weighting import WeightingOptions, mean_of, moved
+from fedpeft.tensors import Tensors
 
 __all__ = ["FedExLora", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(RankOptions, WeightingOptions):
     """Options of FedEx-LoRA."""
 
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
     max_rank: int | None = Field(default=None, ge=1)
     """Rank that one round may add to the residual; all of it, which is exact, when unset."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FedExLora(Strategy[Stack]):
+class FedExLora(residual.Merging, Ranked, Stacking):
     """Federated averaging of both factors, with the rest in the frozen weights."""
 
     options: Options
 
     def check(self, slots: Sequence[Slot]) -> None:
-        """Refuse an adapter other than LoRA.
+        """Refuse an adapter other than LoRA, or with a pair of less rank than some client's.
 
         Raises:
-            UnsupportedError: says so.
+            UnsupportedError: says which.
         """
         residual.require_lora(slots, strategy="fedex_lora")
-
-    def init(self, slots: Sequence[Slot], adapter: Tensors) -> State:
-        """Start without a residual."""
-        return State(adapter=adapter, memory=residual.no_residual(slots))
-
-    def residual_parts(self, slots: Sequence[Slot], state: State) -> Tensors:
-        """Send factors (d_out, q), (q, d_in), or the matrix where that is no more."""
-        return residual.parts(state.memory, slots)
-
-    def residual_manifest(self, slots: Sequence[Slot], claimed: Sequence[Spec]) -> tuple[Spec, ...]:
-        """Take factors of any rank that saves floats, or the matrix."""
-        return residual.manifest(slots, claimed)
-
-    def residuals(self, slots: Sequence[Slot], parts: Tensors) -> Tensors:
-        """Return group -> (d_out, d_in)."""
-        return residual.dense(slots, parts)
-
-    def start(self) -> Stack:
-        """Return an empty stack."""
-        return Stack()
-
-    def accumulate(self, total: Stack, update: ClientUpdate) -> Stack:
-        """Keep the update."""
-        return push(total, update)
+        self.require(slots, strategy="fedex_lora")
 
     def apply(self, slots: Sequence[Slot], state: State, total: Stack) -> State:
         """Move factors and heads by their mean delta, and add what the mean of products has more.
@@ -87,11 +66,8 @@ class FedExLora(Strategy[Stack]):
         """
         require_enough(total.updates, at_least=1, why="a mean")
         updates, weights = residual.side_by_side(total, weighting=self.options.weighting)
-        summed = WeightedSum()
-        for update in updates:
-            summed = accumulate_weighted(summed, update, weighting=self.options.weighting)
-        mean = mean_delta(summed)
-        adapter = moved(state.adapter, mean)
+        mean = mean_of(updates, weighting=self.options.weighting)
+        adapter = alive(moved(state.adapter, mean), state.adapter, slots, updates)
         deltas = [update.delta.to(torch.float64) for update in updates]
         terms = {pair.b.group: self._missing(pair, deltas, weights, mean) for pair in pairs(slots)}
         return State(adapter=adapter, memory=residual.grown(state.memory, slots, terms))

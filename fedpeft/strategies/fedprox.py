@@ -4,7 +4,7 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith: Federated Optimization in Heterogen
 a client minimises F_k(w) + mu / 2 ||w - w_received||^2; the server is that of FedAvg.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -12,46 +12,30 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedpeft.adapters.base import Slot
-from fedpeft.config.base import Frozen
-from fedpeft.strategies.base import ClientUpdate, State, Strategy, WeightedSum
-from fedpeft.strategies.weighting import Weighting, accumulate_weighted, apply_mean
-from fedpeft.tensors import Tensors
+from fedpeft.strategies.base import Turn
+from fedpeft.strategies.weighting import Averaging, WeightingOptions
 
 __all__ = ["FedProx", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(WeightingOptions):
     """Options of FedProx."""
 
     mu: float = Field(default=0.01, gt=0)
     """Strength of the pull; fedavg is the strategy without it."""
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FedProx(Strategy[WeightedSum]):
+class FedProx(Averaging):
     """Federated averaging with a proximal term."""
 
     options: Options
 
-    def start(self) -> WeightedSum:
-        """Return an empty sum."""
-        return WeightedSum()
-
-    def accumulate(self, total: WeightedSum, update: ClientUpdate) -> WeightedSum:
-        """Add weight * delta."""
-        return accumulate_weighted(total, update, weighting=self.options.weighting)
-
-    def apply(self, slots: Sequence[Slot], state: State, total: WeightedSum) -> State:
-        """Move the global adapter by the mean delta."""
-        return apply_mean(state, total)
-
-    def penalty(self, parameters: Mapping[str, Tensor], received: Tensors) -> Tensor | None:
+    def penalty(self, parameters: Mapping[str, Tensor], turn: Turn) -> Tensor | None:
         """Return mu / 2 ||w - w_received||^2 over what trains and was received; its gradient: mu (w - w_received)."""
+        received = turn.received
         shared = {name: parameter for name, parameter in parameters.items() if name in received}
         squares = [
             (parameter - received[name].to(parameter.device)).square().sum() for name, parameter in shared.items()

@@ -22,28 +22,25 @@ from pydantic import Field
 from torch import Tensor
 
 from fedpeft.adapters.base import Pair, Slot, pairs
-from fedpeft.config.base import Frozen
-from fedpeft.strategies.base import ClientUpdate, Parting, State, Strategy, Turn, WeightedSum
+from fedpeft.strategies.base import Parting, Turn
 from fedpeft.strategies.held import require_pairs
-from fedpeft.strategies.weighting import Weighting, accumulate_weighted, apply_mean
+from fedpeft.strategies.weighting import Averaging, WeightingOptions
 from fedpeft.tensors import Tensors
 
 __all__ = ["FedRotLora", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(WeightingOptions):
     """Options of FedRot-LoRA."""
 
     strength: float = Field(default=0.5, gt=0, le=1)
     """How far factors turn: 1 is the whole fit, and fedavg is the strategy without it."""
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FedRotLora(Strategy[WeightedSum]):
+class FedRotLora(Averaging):
     """Federated averaging of factors that were turned towards the global ones."""
 
     options: Options
@@ -69,18 +66,6 @@ class FedRotLora(Strategy[WeightedSum]):
         cross = a @ towards_a.T if turn.round_number % 2 else b.T @ towards_b
         rotation = _rotation(cross, self.options.strength)
         return {pair.a.name: (rotation.T @ a).to(torch.float32), pair.b.name: (b @ rotation).to(torch.float32)}
-
-    def start(self) -> WeightedSum:
-        """Return an empty sum."""
-        return WeightedSum()
-
-    def accumulate(self, total: WeightedSum, update: ClientUpdate) -> WeightedSum:
-        """Add weight * delta."""
-        return accumulate_weighted(total, update, weighting=self.options.weighting)
-
-    def apply(self, slots: Sequence[Slot], state: State, total: WeightedSum) -> State:
-        """Move the global adapter by the mean delta."""
-        return apply_mean(state, total)
 
 
 def make(options: Options) -> FedRotLora:

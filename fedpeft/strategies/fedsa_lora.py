@@ -16,27 +16,23 @@ from typing import final
 
 from fedpeft.adapters.base import Slot, pairs
 from fedpeft.config import Evaluate, Train
-from fedpeft.config.base import Frozen
 from fedpeft.errors import UnsupportedError
-from fedpeft.strategies.base import ClientUpdate, Parting, State, Strategy, Turn, WeightedSum
+from fedpeft.strategies.base import Parting, Turn
 from fedpeft.strategies.held import require_pairs
-from fedpeft.strategies.weighting import Weighting, accumulate_weighted, apply_mean
+from fedpeft.strategies.weighting import Averaging, WeightingOptions
 from fedpeft.tensors import Spec, Tensors
 
 __all__ = ["FedSaLora", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(WeightingOptions):
     """Options of FedSA-LoRA."""
-
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FedSaLora(Strategy[WeightedSum]):
+class FedSaLora(Averaging):
     """Federated averaging of A, with B and heads of each client's own."""
 
     options: Options
@@ -80,18 +76,6 @@ class FedSaLora(Strategy[WeightedSum]):
     def finish(self, turn: Turn, trained: Tensors, *, num_steps: int) -> Parting:
         """Keep all but A."""
         return Parting(adapter=trained, memory=trained.without(spec.name for spec in _shared(turn.slots)))
-
-    def start(self) -> WeightedSum:
-        """Return an empty sum."""
-        return WeightedSum()
-
-    def accumulate(self, total: WeightedSum, update: ClientUpdate) -> WeightedSum:
-        """Add weight * delta."""
-        return accumulate_weighted(total, update, weighting=self.options.weighting)
-
-    def apply(self, slots: Sequence[Slot], state: State, total: WeightedSum) -> State:
-        """Move A by its mean delta."""
-        return apply_mean(state, total)
 
 
 def make(options: Options) -> FedSaLora:

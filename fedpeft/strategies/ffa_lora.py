@@ -13,26 +13,22 @@ from dataclasses import dataclass
 from typing import final
 
 from fedpeft.adapters.base import Slot
-from fedpeft.config.base import Frozen
-from fedpeft.strategies.base import ClientUpdate, Directive, State, Strategy, WeightedSum
+from fedpeft.strategies.base import Directive, State
 from fedpeft.strategies.held import require_pairs, without
-from fedpeft.strategies.weighting import Weighting, accumulate_weighted, apply_mean
+from fedpeft.strategies.weighting import Averaging, WeightingOptions
 from fedpeft.tensors import Spec
 
 __all__ = ["FfaLora", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(WeightingOptions):
     """Options of FFA-LoRA."""
-
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FfaLora(Strategy[WeightedSum]):
+class FfaLora(Averaging):
     """Federated averaging of B, with A frozen."""
 
     options: Options
@@ -52,18 +48,6 @@ class FfaLora(Strategy[WeightedSum]):
     def downlink(self, slots: Sequence[Slot]) -> tuple[Spec, ...]:
         """Send all but A, which each client made from the plan's seed."""
         return tuple(slot.spec for slot in without(slots, "A"))
-
-    def start(self) -> WeightedSum:
-        """Return an empty sum."""
-        return WeightedSum()
-
-    def accumulate(self, total: WeightedSum, update: ClientUpdate) -> WeightedSum:
-        """Add weight * delta."""
-        return accumulate_weighted(total, update, weighting=self.options.weighting)
-
-    def apply(self, slots: Sequence[Slot], state: State, total: WeightedSum) -> State:
-        """Move what was trained by its mean delta."""
-        return apply_mean(state, total)
 
 
 def make(options: Options) -> FfaLora:

@@ -9,7 +9,10 @@ K r x K r. One client gets its product back, not its factors. Published is split
 and B all of the size, so that the step of the next round changes with it; balanced halves share it. Both differ from
 the clients' own factors by a turn, and what a client's optimizer knew of them is lost.
 
-Up and down r (d_out + d_in) floats a pair. It needs every update of a round at once: K adapters of memory. Heads, and
+With ``client_rank`` client k is sent the first r_k ranks, the leading directions: the nearest product of rank r_k.
+Its B_k A_k is of those alone, so a round of low ranks only ends with a mean of low rank.
+
+Up and down r_k (d_out + d_in) floats a pair. It needs every update of a round at once: K adapters of memory. Heads, and
 slots that are no factor of a pair, are averaged.
 """
 
@@ -18,48 +21,40 @@ from dataclasses import dataclass
 from typing import final
 
 from fedpeft.adapters.base import Slot
-from fedpeft.config.base import Frozen
-from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy
+from fedpeft.strategies.base import Stack, State
 from fedpeft.strategies.held import require_pairs
 from fedpeft.strategies.products import Split, recomputed
-from fedpeft.strategies.stacking import push
-from fedpeft.strategies.weighting import Weighting
+from fedpeft.strategies.ranked import Ranked
+from fedpeft.strategies.ranks import RankOptions
+from fedpeft.strategies.stacking import Stacking
+from fedpeft.strategies.weighting import WeightingOptions
 
 __all__ = ["FlexLora", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(RankOptions, WeightingOptions):
     """Options of FlexLoRA."""
 
     split: Split = "balanced"
     """Square roots of the singular values on both factors, or ("one_sided", as published) all on B."""
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FlexLora(Strategy[Stack]):
+class FlexLora(Ranked, Stacking):
     """The truncated decomposition of the mean product."""
 
     options: Options
 
     def check(self, slots: Sequence[Slot]) -> None:
-        """Refuse an adapter without A/B pairs.
+        """Refuse an adapter without A/B pairs, or with a pair of less rank than some client's.
 
         Raises:
-            UnsupportedError: says so.
+            UnsupportedError: says which.
         """
         require_pairs(slots, strategy="flexlora", why="factors the product of each A/B pair anew")
-
-    def start(self) -> Stack:
-        """Return an empty stack."""
-        return Stack()
-
-    def accumulate(self, total: Stack, update: ClientUpdate) -> Stack:
-        """Keep the update."""
-        return push(total, update)
+        self.require(slots, strategy="flexlora")
 
     def apply(self, slots: Sequence[Slot], state: State, total: Stack) -> State:
         """Factor each pair anew and average the rest.

@@ -9,10 +9,12 @@ The new A is LoRA's Kaiming-uniform from the digest of the A before it, so each 
 and hangs on the plan's seed and the number of rounds alone. Since B starts over in every round, the learning rate that
 serves it best is not the one that serves averaging: tune it for this method.
 
-Up r (d_out + d_in) floats a pair. Down, beside as many for the fresh adapter, the residual of all rounds so far:
-min(K r (d_out + d_in), d_out d_in) after the first, never more than d_out d_in, since a client may have missed rounds;
-the paper sends each round's stack alone. Heads are averaged plainly. It needs every update of a round at once:
-K adapters of memory.
+With ``client_rank`` client k holds the first r_k ranks of the fresh adapter, and stacks as many.
+
+Up r_k (d_out + d_in) floats a pair. Down, beside as many for the fresh adapter, the residual of all rounds so far:
+min(sum_k r_k (d_out + d_in), d_out d_in) after the first, never more than d_out d_in, since a client may have
+missed rounds; the paper sends each round's stack alone. Heads are averaged plainly. It needs every update of a round at
+once: K adapters of memory.
 """
 
 import math
@@ -24,63 +26,38 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.adapters.base import Pair, Slot, pairs
-from fedpeft.config.base import Frozen
 from fedpeft.seeds import generator
 from fedpeft.strategies import residual
-from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy, WeightedSum
-from fedpeft.strategies.stacking import push, require_enough
-from fedpeft.strategies.weighting import Weighting, accumulate_weighted, mean_delta, moved
-from fedpeft.tensors import Spec, Tensors
+from fedpeft.strategies.base import Stack, State
+from fedpeft.strategies.ranked import Ranked
+from fedpeft.strategies.ranks import RankOptions
+from fedpeft.strategies.stacking import Stacking, require_enough
+from fedpeft.strategies.weighting import WeightingOptions, mean_of, moved
+from fedpeft.tensors import Tensors
 
 __all__ = ["Flora", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(RankOptions, WeightingOptions):
     """Options of FLoRA."""
-
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Flora(Strategy[Stack]):
+class Flora(residual.Merging, Ranked, Stacking):
     """Stacked products merged into the frozen weights."""
 
     options: Options
 
     def check(self, slots: Sequence[Slot]) -> None:
-        """Refuse an adapter other than LoRA.
+        """Refuse an adapter other than LoRA, or with a pair of less rank than some client's.
 
         Raises:
-            UnsupportedError: says so.
+            UnsupportedError: says which.
         """
         residual.require_lora(slots, strategy="flora")
-
-    def init(self, slots: Sequence[Slot], adapter: Tensors) -> State:
-        """Start without a residual, from the plan's A."""
-        return State(adapter=adapter, memory=residual.no_residual(slots))
-
-    def residual_parts(self, slots: Sequence[Slot], state: State) -> Tensors:
-        """Send factors (d_out, q), (q, d_in), or the matrix where that is no more."""
-        return residual.parts(state.memory, slots)
-
-    def residual_manifest(self, slots: Sequence[Slot], claimed: Sequence[Spec]) -> tuple[Spec, ...]:
-        """Take factors of any rank that saves floats, or the matrix."""
-        return residual.manifest(slots, claimed)
-
-    def residuals(self, slots: Sequence[Slot], parts: Tensors) -> Tensors:
-        """Return group -> (d_out, d_in)."""
-        return residual.dense(slots, parts)
-
-    def start(self) -> Stack:
-        """Return an empty stack."""
-        return Stack()
-
-    def accumulate(self, total: Stack, update: ClientUpdate) -> Stack:
-        """Keep the update."""
-        return push(total, update)
+        self.require(slots, strategy="flora")
 
     def apply(self, slots: Sequence[Slot], state: State, total: Stack) -> State:
         """Merge the stack, move heads by their mean delta, begin each pair anew.
@@ -90,10 +67,7 @@ class Flora(Strategy[Stack]):
         """
         require_enough(total.updates, at_least=1, why="a stack")
         updates, weights = residual.side_by_side(total, weighting=self.options.weighting)
-        summed = WeightedSum()
-        for update in updates:
-            summed = accumulate_weighted(summed, update, weighting=self.options.weighting)
-        averaged = moved(state.adapter, mean_delta(summed))
+        averaged = moved(state.adapter, mean_of(updates, weighting=self.options.weighting))
         start = state.adapter.to(torch.float64)
         clients = [start.replace(start.select(update.delta) + update.delta.to(torch.float64)) for update in updates]
         terms = {pair.b.group: _stack(pair, clients, weights) for pair in pairs(slots)}

@@ -6,9 +6,10 @@ the fewest are kept that hold tau of the energy sum s^2, at most the pair's rank
 (1 - tau) of ||sum_k p_k B_k A_k||^2 wherever r leaves room for them.
 
 The adapter keeps its shape: the columns of B beyond the kept ones are zero, and the rows of A there are seeded
-Gaussian, of unit length on average, so that training can use them. They travel as well, r (d_out + d_in) floats a pair
-up and down; the paper sends the kept ones alone. It needs every update of a round at once: K adapters of memory. Heads,
-and slots that are no factor of a pair, are averaged.
+Gaussian, of unit length on average, so that training can use them. They travel as well, r_k (d_out + d_in) floats a
+pair up and down; the paper sends the kept ones alone. With ``client_rank`` client k is sent the first r_k ranks, the
+leading directions, and its B_k A_k is of those alone; else r_k = r. It needs every update of a round at once:
+K adapters of memory. Heads, and slots that are no factor of a pair, are averaged.
 """
 
 from collections.abc import Sequence
@@ -20,50 +21,42 @@ from pydantic import Field
 from torch import Tensor
 
 from fedpeft.adapters.base import Slot
-from fedpeft.config.base import Frozen
-from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy
+from fedpeft.strategies.base import Stack, State
 from fedpeft.strategies.held import require_pairs
 from fedpeft.strategies.products import Split, recomputed
-from fedpeft.strategies.stacking import push
-from fedpeft.strategies.weighting import Weighting
+from fedpeft.strategies.ranked import Ranked
+from fedpeft.strategies.ranks import RankOptions
+from fedpeft.strategies.stacking import Stacking
+from fedpeft.strategies.weighting import WeightingOptions
 
 __all__ = ["Florist", "Options", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(RankOptions, WeightingOptions):
     """Options of FLoRIST."""
 
     tau: float = Field(default=0.99, gt=0, le=1)
     """Share of the energy, the sum of the squared singular values, that is kept at least."""
     split: Split = "balanced"
     """Square roots of the singular values on both factors, or ("one_sided", A orthonormal) all on B."""
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Florist(Strategy[Stack]):
+class Florist(Ranked, Stacking):
     """The decomposition of the mean product, cut by energy."""
 
     options: Options
 
     def check(self, slots: Sequence[Slot]) -> None:
-        """Refuse an adapter without A/B pairs.
+        """Refuse an adapter without A/B pairs, or with a pair of less rank than some client's.
 
         Raises:
-            UnsupportedError: says so.
+            UnsupportedError: says which.
         """
         require_pairs(slots, strategy="florist", why="factors the product of each A/B pair anew")
-
-    def start(self) -> Stack:
-        """Return an empty stack."""
-        return Stack()
-
-    def accumulate(self, total: Stack, update: ClientUpdate) -> Stack:
-        """Keep the update."""
-        return push(total, update)
+        self.require(slots, strategy="florist")
 
     def apply(self, slots: Sequence[Slot], state: State, total: Stack) -> State:
         """Factor each pair anew, at its own rank, and average the rest.

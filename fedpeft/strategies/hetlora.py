@@ -9,8 +9,8 @@ pair, are averaged with the same weights.
 Padding ends at the largest r_k of the round; ranks beyond it stay as they are, since a rank that is zero in both
 factors never trains again. A rank that some clients of a round lack shrinks by their weight, as in the paper; with
 ``missing = "keep"`` they leave it alone. A client whose products are all zero weighs nothing under ``norm``; a round of
-such clients alone counts them alike. The paper's pruning of ranks by the clients, with its regulariser, is not part of
-this: ranks are those of the option.
+such clients alone counts them alike. With ``prune`` clients give up ranks of their own, by the paper's regulariser and
+rule; see ``pruning``.
 
 A round costs client k r_k (d_out + d_in) floats a pair both ways. The total of a round is one adapter: it streams.
 """
@@ -18,19 +18,22 @@ A round costs client k r_k (d_out + d_in) floats a pair both ways. The total of 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self, final
+from typing import Any, Literal, Self, final
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from fedpeft.adapters.base import Slot, pairs
 from fedpeft.errors import RunError
 from fedpeft.strategies.base import ClientUpdate, Directive, State, Strategy, WeightedSum
+from fedpeft.strategies.pruning import Pruned
 from fedpeft.strategies.ranks import RankOptions, added, extended, first_of, require_ranks, sliced
 from fedpeft.strategies.weighting import moved
 from fedpeft.tensors import Tensors
 
 __all__ = ["HetLora", "Options", "make"]
+
+_PRUNE_PENALTY = 0.01
 
 
 @final
@@ -41,11 +44,18 @@ class Options(RankOptions):
     """What a client counts for: the norm of its products, its number of examples, or one."""
     missing: Literal["zero", "keep"] = "zero"
     """What a client says of a rank that it lacks: that it is zero, or that it has not changed."""
+    prune: float | None = Field(default=None, gt=0, lt=1)
+    """The share of its ranks to which a client falls back, for good, when the others shrank in its training; when unset
+    clients keep their ranks."""
+    prune_penalty: float | None = Field(default=None, ge=0)
+    """Strength of the penalty that shrinks the ranks beyond that share; 0.01 when unset."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.missing == "keep" and self.client_rank is None:
-            raise ValueError("missing = 'keep' has no effect without client_rank: every client holds all ranks")
+        if self.missing == "keep" and self.client_rank is None and self.prune is None:
+            raise ValueError("missing = 'keep' has no effect without client_rank or prune: clients hold all ranks")
+        if self.prune_penalty is not None and self.prune is None:
+            raise ValueError("prune_penalty has no effect without prune; set it or leave both out")
         return self
 
 
@@ -111,9 +121,12 @@ class HetLora(Strategy[WeightedSum]):
         return State(adapter=moved(state.adapter, extended(step, state.adapter)), memory=state.memory)
 
 
-def make(options: Options) -> HetLora:
+def make(options: Options) -> Strategy[Any]:
     """Return HetLoRA."""
-    return HetLora(options=options)
+    if options.prune is None:
+        return HetLora(options=options)
+    strength = _PRUNE_PENALTY if options.prune_penalty is None else options.prune_penalty
+    return Pruned(within=HetLora(options=options), share=options.prune, strength=strength)
 
 
 def _norm(adapter: Tensors, slots: Sequence[Slot]) -> float:

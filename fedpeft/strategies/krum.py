@@ -20,8 +20,8 @@ from pydantic import Field
 from fedpeft.adapters.base import Slot
 from fedpeft.config.base import Frozen
 from fedpeft.errors import RunError
-from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy
-from fedpeft.strategies.stacking import coordinatewise, num_damaged, push, require_enough
+from fedpeft.strategies.base import ClientUpdate, Stack, State
+from fedpeft.strategies.stacking import Stacking, coordinatewise, num_damaged, require_enough
 from fedpeft.strategies.weighting import moved
 from fedpeft.tensors import Tensors
 
@@ -40,7 +40,7 @@ class Options(Frozen):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Krum(Strategy[Stack]):
+class Krum(Stacking):
     """Krum and multi-krum."""
 
     options: Options
@@ -49,14 +49,6 @@ class Krum(Strategy[Stack]):
         """Return 2 f + 3, or f + num_selected if that is more."""
         f = self.options.num_byzantine
         return max(2 * f + 3, f + self.options.num_selected)
-
-    def start(self) -> Stack:
-        """Return an empty stack."""
-        return Stack()
-
-    def accumulate(self, total: Stack, update: ClientUpdate) -> Stack:
-        """Keep the update."""
-        return push(total, update)
 
     def apply(self, slots: Sequence[Slot], state: State, total: Stack) -> State:
         """Move the adapter by the mean of the selected updates.

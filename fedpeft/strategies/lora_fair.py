@@ -25,11 +25,11 @@ from torch import Tensor
 
 from fedpeft.adapters.base import Pair, Slot, pairs
 from fedpeft.config.base import Frozen
-from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy
+from fedpeft.strategies.base import ClientUpdate, Stack, State
 from fedpeft.strategies.held import require_pairs
 from fedpeft.strategies.products import Product, averaged, in_order, shares, stacked
 from fedpeft.strategies.repair import cosine, ridge
-from fedpeft.strategies.stacking import push
+from fedpeft.strategies.stacking import Stacking
 from fedpeft.strategies.weighting import Weighting
 from fedpeft.tensors import Tensors
 
@@ -73,7 +73,7 @@ class Options(Frozen):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class LoraFair(Strategy[Stack]):
+class LoraFair(Stacking):
     """Federated averaging of both factors, with B corrected."""
 
     options: Options
@@ -85,14 +85,6 @@ class LoraFair(Strategy[Stack]):
             UnsupportedError: says so.
         """
         require_pairs(slots, strategy="lora_fair", why="corrects the factor B of each A/B pair")
-
-    def start(self) -> Stack:
-        """Return an empty stack."""
-        return Stack()
-
-    def accumulate(self, total: Stack, update: ClientUpdate) -> Stack:
-        """Keep the update."""
-        return push(total, update)
 
     def apply(self, slots: Sequence[Slot], state: State, total: Stack) -> State:
         """Average everything, and correct each B; summed in float64, rounded once."""

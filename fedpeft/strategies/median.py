@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fedpeft.adapters.base import Slot
 from fedpeft.config.base import Frozen
-from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy
-from fedpeft.strategies.stacking import coordinatewise, push, require_enough
+from fedpeft.strategies.base import Stack, State
+from fedpeft.strategies.stacking import Stacking, coordinatewise, require_enough
 from fedpeft.strategies.weighting import moved
 
 __all__ = ["Median", "Options", "make"]
@@ -31,18 +31,10 @@ class Options(Frozen):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Median(Strategy[Stack]):
+class Median(Stacking):
     """The coordinate-wise median of the updates."""
 
     options: Options
-
-    def start(self) -> Stack:
-        """Return an empty stack."""
-        return Stack()
-
-    def accumulate(self, total: Stack, update: ClientUpdate) -> Stack:
-        """Keep the update."""
-        return push(total, update)
 
     def apply(self, slots: Sequence[Slot], state: State, total: Stack) -> State:
         """Move each coordinate by the median of its deltas.

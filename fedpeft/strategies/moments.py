@@ -14,9 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fedpeft.adapters.base import Slot
-from fedpeft.config.base import Frozen
-from fedpeft.strategies.base import ClientUpdate, State, Strategy, WeightedSum
-from fedpeft.strategies.weighting import Weighting, accumulate_weighted, mean_delta, moved
+from fedpeft.strategies.base import State, WeightedSum
+from fedpeft.strategies.weighting import Averaging, WeightingOptions, mean_delta, moved
 from fedpeft.tensors import Tensors
 
 __all__ = ["MOMENTUM", "VARIANCE", "Adaptive", "AdaptiveOptions", "moment", "remember", "zeros"]
@@ -24,7 +23,7 @@ __all__ = ["MOMENTUM", "VARIANCE", "Adaptive", "AdaptiveOptions", "moment", "rem
 MOMENTUM, VARIANCE = "momentum", "variance"
 
 
-class AdaptiveOptions(Frozen):
+class AdaptiveOptions(WeightingOptions):
     """What the adaptive methods share."""
 
     learning_rate: float = Field(default=0.01, gt=0)
@@ -33,13 +32,11 @@ class AdaptiveOptions(Frozen):
     """Decay of the first moment."""
     tau: float = Field(default=1e-3, gt=0)
     """How little the step adapts: deltas well below it are scaled alike."""
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(Strategy[WeightedSum]):
+class Adaptive(Averaging):
     """A server optimizer whose steps are scaled by a second moment; the methods differ in how that moment moves."""
 
     options: AdaptiveOptions
@@ -51,14 +48,6 @@ class Adaptive(Strategy[WeightedSum]):
         momentum = zeros(adapter)
         variance = momentum.map(lambda tensor: torch.full_like(tensor, self.options.tau**2))
         return State(adapter=adapter, memory=remember({MOMENTUM: momentum, VARIANCE: variance}))
-
-    def start(self) -> WeightedSum:
-        """Return an empty sum."""
-        return WeightedSum()
-
-    def accumulate(self, total: WeightedSum, update: ClientUpdate) -> WeightedSum:
-        """Add weight * delta."""
-        return accumulate_weighted(total, update, weighting=self.options.weighting)
 
     def apply(self, slots: Sequence[Slot], state: State, total: WeightedSum) -> State:
         """Return the state after m <- b1 m + (1 - b1) D, v <- next_variance(v, D^2), w <- w + rate m / (sqrt v + tau).

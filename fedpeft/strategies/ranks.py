@@ -26,6 +26,7 @@ __all__ = [
     "rank_axes",
     "rank_of",
     "require_ranks",
+    "require_zero_start",
     "sliced",
     "sliced_specs",
 ]
@@ -76,6 +77,20 @@ def require_ranks(slots: Sequence[Slot], ranks: Sequence[int], *, strategy: str,
             raise UnsupportedError(
                 f"strategy {strategy!r}: {option} has {rank}, expected 1 to {most}, the smallest rank among the "
                 "adapter's pairs; lower it or raise the adapter's rank"
+            )
+
+
+def require_zero_start(slots: Sequence[Slot], adapter: Tensors, *, strategy: str) -> None:
+    """Refuse pairs that do not start at a product of zero: whoever holds fewer ranks would lack part of the base.
+
+    Raises:
+        UnsupportedError: names the pair and the remedy.
+    """
+    for pair in pairs(slots):
+        if bool((adapter[pair.b.name] @ adapter[pair.a.name]).any()):
+            raise UnsupportedError(
+                f"strategy {strategy!r} gives clients fewer ranks than the server's, and {pair.b.group!r} starts at a "
+                "product that stands for part of its weight; use an adapter that starts at zero, such as 'lora'"
             )
 
 

@@ -11,20 +11,42 @@ with the bits that clients rebuild, unless a lossy codec lies between.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedpeft.adapters.base import Pair, Slot, pairs
 from fedpeft.errors import UnsupportedError
-from fedpeft.strategies.base import ClientUpdate, Stack
+from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy
 from fedpeft.strategies.weighting import Weighting
 from fedpeft.tensors import Spec, Tensors
 
-__all__ = ["dense", "grown", "manifest", "no_residual", "parts", "require_lora", "side_by_side", "truncated"]
+__all__ = ["Merging", "dense", "grown", "manifest", "no_residual", "parts", "require_lora", "side_by_side", "truncated"]
 
 Product = tuple[Tensor, Tensor]
 """B (d_out, q) and A (q, d_in), float64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merging(Strategy[Stack]):
+    """A strategy that merges products into frozen weights, by a residual in its memory: abstract."""
+
+    def init(self, slots: Sequence[Slot], adapter: Tensors) -> State:
+        """Start without a residual."""
+        return State(adapter=adapter, memory=no_residual(slots))
+
+    def residual_parts(self, slots: Sequence[Slot], state: State) -> Tensors:
+        """Send factors (d_out, q), (q, d_in), or the matrix where that is no more."""
+        return parts(state.memory, slots)
+
+    def residual_manifest(self, slots: Sequence[Slot], claimed: Sequence[Spec]) -> tuple[Spec, ...]:
+        """Take factors of any rank that saves floats, or the matrix."""
+        return manifest(slots, claimed)
+
+    def residuals(self, slots: Sequence[Slot], parts: Tensors) -> Tensors:
+        """Return group -> (d_out, d_in)."""
+        return dense(slots, parts)
 
 
 def require_lora(slots: Sequence[Slot], *, strategy: str) -> None:

@@ -15,27 +15,24 @@ from dataclasses import dataclass
 from typing import final
 
 from fedpeft.adapters.base import Slot
-from fedpeft.config.base import Frozen
-from fedpeft.strategies.base import ClientUpdate, Directive, State, Strategy, WeightedSum
+from fedpeft.strategies.base import Directive, State
 from fedpeft.strategies.held import Factor, require_pairs, without
-from fedpeft.strategies.weighting import Weighting, accumulate_weighted, apply_mean
+from fedpeft.strategies.weighting import Averaging, WeightingOptions
 
 __all__ = ["Options", "RoLora", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(WeightingOptions):
     """Options of RoLoRA."""
 
     first: Factor = "B"
     """The factor of odd rounds. With "A", round 1 moves only the heads where B starts at zero, as LoRA's does."""
-    weighting: Weighting = "examples"
-    """What a client counts for: its number of examples, or one."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class RoLora(Strategy[WeightedSum]):
+class RoLora(Averaging):
     """Federated averaging of one factor at a time."""
 
     options: Options
@@ -52,18 +49,6 @@ class RoLora(Strategy[WeightedSum]):
         """Train all but the factor whose turn it is not."""
         b_trains = (round_number % 2 == 1) == (self.options.first == "B")
         return Directive(train=tuple(slot.name for slot in without(slots, "A" if b_trains else "B")))
-
-    def start(self) -> WeightedSum:
-        """Return an empty sum."""
-        return WeightedSum()
-
-    def accumulate(self, total: WeightedSum, update: ClientUpdate) -> WeightedSum:
-        """Add weight * delta."""
-        return accumulate_weighted(total, update, weighting=self.options.weighting)
-
-    def apply(self, slots: Sequence[Slot], state: State, total: WeightedSum) -> State:
-        """Move what was trained by its mean delta."""
-        return apply_mean(state, total)
 
 
 def make(options: Options) -> RoLora:

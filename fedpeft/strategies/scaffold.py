@@ -80,7 +80,7 @@ class Scaffold(Strategy[WeightedSum]):
         """Send c."""
         return state.memory
 
-    def local_penalty(self, parameters: Mapping[str, Tensor], turn: Turn) -> Tensor | None:
+    def penalty(self, parameters: Mapping[str, Tensor], turn: Turn) -> Tensor | None:
         """Return <c - c_k, y>, whose gradient c - c_k corrects every step."""
         gap = turn.beside - _own(turn)
         terms = [(gap[_CONTROL + name].to(value.device) * value).sum() for name, value in parameters.items()]

@@ -6,18 +6,32 @@ their ends.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedpeft.errors import RunError
-from fedpeft.strategies.base import ClientUpdate, Stack
+from fedpeft.strategies.base import ClientUpdate, Stack, Strategy
 from fedpeft.tensors import Tensors
 
-__all__ = ["coordinatewise", "num_damaged", "push", "require_enough"]
+__all__ = ["Stacking", "coordinatewise", "num_damaged", "push", "require_enough"]
 
 Rule = Callable[[Tensor], Tensor]
 """Values of every client, shape (K, *slot), ascending along the first axis -> float64 of the slot's shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stacking(Strategy[Stack]):
+    """A strategy that needs every update of a round side by side: abstract."""
+
+    def start(self) -> Stack:
+        """Return an empty stack."""
+        return Stack()
+
+    def accumulate(self, total: Stack, update: ClientUpdate) -> Stack:
+        """Keep the update."""
+        return push(total, update)
 
 
 def push(total: Stack, update: ClientUpdate) -> Stack:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fedpeft.adapters.base import Slot
 from fedpeft.config.base import Frozen
-from fedpeft.strategies.base import ClientUpdate, Stack, State, Strategy
-from fedpeft.strategies.stacking import coordinatewise, push, require_enough
+from fedpeft.strategies.base import Stack, State
+from fedpeft.strategies.stacking import Stacking, coordinatewise, require_enough
 from fedpeft.strategies.weighting import moved
 
 __all__ = ["Options", "TrimmedMean", "make"]
@@ -36,7 +36,7 @@ class Options(Frozen):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class TrimmedMean(Strategy[Stack]):
+class TrimmedMean(Stacking):
     """The coordinate-wise trimmed mean of the updates."""
 
     options: Options
@@ -44,14 +44,6 @@ class TrimmedMean(Strategy[Stack]):
     def least_updates(self) -> int:
         """Return enough that something is left in the middle."""
         return 2 * self.options.num_trimmed + 1
-
-    def start(self) -> Stack:
-        """Return an empty stack."""
-        return Stack()
-
-    def accumulate(self, total: Stack, update: ClientUpdate) -> Stack:
-        """Keep the update."""
-        return push(total, update)
 
     def apply(self, slots: Sequence[Slot], state: State, total: Stack) -> State:
         """Move each coordinate by the mean of the deltas that are left.

@@ -3,18 +3,57 @@
 The running sum is float64 and of the adapter's size, however many clients reply.
 """
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from fedpeft.adapters.base import Slot
+from fedpeft.config.base import Frozen
 from fedpeft.errors import RunError
-from fedpeft.strategies.base import ClientUpdate, State, WeightedSum
+from fedpeft.strategies.base import ClientUpdate, State, Strategy, WeightedSum
 from fedpeft.tensors import Tensors
 
-__all__ = ["Weighting", "accumulate_weighted", "apply_mean", "mean_delta", "moved"]
+__all__ = [
+    "Averaging",
+    "Weighting",
+    "WeightingOptions",
+    "accumulate_weighted",
+    "apply_mean",
+    "mean_delta",
+    "mean_of",
+    "moved",
+]
 
 Weighting = Literal["examples", "uniform"]
 """What a client counts for: its number of examples, or one."""
+
+
+class WeightingOptions(Frozen):
+    """What strategies share that take the weighted mean of updates."""
+
+    weighting: Weighting = "examples"
+    """What a client counts for: its number of examples, or one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaging(Strategy[WeightedSum]):
+    """A strategy that streams: abstract, for those that move by the weighted mean delta, or by something made of it."""
+
+    options: WeightingOptions
+
+    def start(self) -> WeightedSum:
+        """Return an empty sum."""
+        return WeightedSum()
+
+    def accumulate(self, total: WeightedSum, update: ClientUpdate) -> WeightedSum:
+        """Add weight * delta."""
+        return accumulate_weighted(total, update, weighting=self.options.weighting)
+
+    def apply(self, slots: Sequence[Slot], state: State, total: WeightedSum) -> State:
+        """Move what was trained by its mean delta."""
+        return apply_mean(state, total)
 
 
 def accumulate_weighted(total: WeightedSum, update: ClientUpdate, *, weighting: Weighting) -> WeightedSum:
@@ -41,6 +80,19 @@ def mean_delta(total: WeightedSum) -> Tensors:
     if total.tensors is None or total.weight <= 0:
         raise RunError(f"no mean of {total.num_updates} updates of total weight {total.weight}: expected weight > 0")
     return total.tensors.map(lambda tensor: tensor / total.weight)
+
+
+def mean_of(updates: Iterable[ClientUpdate], *, weighting: Weighting) -> Tensors:
+    """Return the weighted mean of updates that are at hand together, float64.
+
+    Raises:
+        RunError: the updates weigh nothing, so there is no mean.
+        TensorMismatchError: the updates' tensors are not the same; names the first difference.
+    """
+    total = WeightedSum()
+    for update in updates:
+        total = accumulate_weighted(total, update, weighting=weighting)
+    return mean_delta(total)
 
 
 def moved(adapter: Tensors, step: Tensors) -> Tensors:

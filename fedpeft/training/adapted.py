@@ -14,6 +14,7 @@ from fedpeft.models.base import Loaded, Wanted
 from fedpeft.models.fingerprint import base_hash
 from fedpeft.tasks.base import Task
 from fedpeft.tensors import Tensors
+from fedpeft.training.planning import make_plan
 from fedpeft.training.pretrain import pretrained
 
 __all__ = ["Adapted", "adapt"]
@@ -59,7 +60,7 @@ def adapt(experiment: Experiment, label_names: tuple[str, ...], plan: Plan | Non
     loaded = _load(experiment, task, label_names)
     head = task.head(loaded.model)
     fingerprint = base_hash(loaded.model, exclude=head)
-    plan = plan or adapter.plan(loaded.model, seed=seeds.derive(experiment.seed, "plan"))
+    plan = plan or make_plan(experiment, adapter, loaded, task, label_names)
     attached = adapter.attach(loaded.model, plan)
     attached = attached.with_bound(head_bounds(attached.model, head))
     attached.model.eval().to(experiment.compute.device)

@@ -1,7 +1,7 @@
 """Local training: the whole loop, on one page."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedpeft import seeds
 from fedpeft.adapters.base import Penalty
 from fedpeft.config import Train
-from fedpeft.data.batches import batch_indices
+from fedpeft.data.batches import batch_indices, num_batches
 from fedpeft.errors import RunError
 from fedpeft.tasks.base import Batch, Examples, Task
 from fedpeft.training.optimizers import make_optimizer
@@ -42,33 +42,35 @@ def train_locally(
     seed: int,
     precision: str = "float32",
     penalty: Callable[[], Penalty] = Penalty,
+    after_step: Callable[[float], None] | None = None,
 ) -> Outcome:
     """Train the given parameters in place; the same seed gives the same bits.
+
+    Clipping sees what comes of the data; the gradient of a penalty without data is added after it. ``after_step`` is
+    told the share of this client's steps that is done.
 
     Raises:
         RunError: the loss or a parameter is no longer finite.
     """
     optimizer = make_optimizer(train, parameters.values(), rate)
-    epochs = None if train.local_steps else train.local_epochs
-    batches = batch_indices(len(examples), train.batch_size, seed=seed, epochs=epochs, steps=train.local_steps)
+    length = {"epochs": None if train.local_steps else train.local_epochs, "steps": train.local_steps}
+    batches = batch_indices(len(examples), train.batch_size, seed=seed, **length)
+    total = num_batches(len(examples), train.batch_size, **length)
     loss_sum, num_seen, num_steps = torch.zeros((), dtype=torch.float64), 0, 0
     model.train()
     with seeds.isolated(seed, "dropout"):
         for indices in batches:
-            batch = to_device(task.collate([examples[index] for index in indices]), model)
-            with autocast(model, precision):
-                losses = task.losses(model, batch)
+            losses = _losses(model, [examples[index] for index in indices], task, precision)
             optimizer.zero_grad(set_to_none=True)
-            _objective(losses, penalty()).backward()  # type: ignore[no-untyped-call]
-            if train.max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(parameters.values(), train.max_grad_norm)
+            _differentiate(losses, penalty(), parameters.values(), train.max_grad_norm)
             optimizer.step()
             loss_sum += losses.detach().sum().to("cpu", torch.float64)
             num_seen += len(indices)
             num_steps += 1
+            if after_step is not None:
+                after_step(num_steps / total)
     model.eval()
-    outcome = Outcome(num_steps=num_steps, num_seen=num_seen, train_loss=float(loss_sum) / num_seen)
-    return _require_finite(outcome, parameters)
+    return _checked(Outcome(num_steps=num_steps, num_seen=num_seen, train_loss=float(loss_sum) / num_seen), parameters)
 
 
 @torch.inference_mode()
@@ -99,16 +101,25 @@ def to_device(batch: Batch, model: nn.Module) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def _objective(losses: Tensor, penalty: Penalty) -> Tensor:
-    total = losses.mean()
-    if penalty.per_sample is not None:
-        total = total + penalty.per_sample.mean()
+def _losses(model: nn.Module, rows: Examples, task: Task, precision: str) -> Tensor:
+    batch = to_device(task.collate(rows), model)
+    with autocast(model, precision):
+        return task.losses(model, batch)
+
+
+def _differentiate(
+    losses: Tensor, penalty: Penalty, parameters: Iterable[nn.Parameter], max_grad_norm: float | None
+) -> None:
+    """Fill gradients: of what comes of the data, clipped, and then of the parameters alone."""
+    total = losses.mean() if penalty.per_sample is None else losses.mean() + penalty.per_sample.mean()
+    total.backward()  # type: ignore[no-untyped-call]
+    if max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     if penalty.data_free is not None:
-        total = total + penalty.data_free
-    return total
+        penalty.data_free.backward()  # type: ignore[no-untyped-call]
 
 
-def _require_finite(outcome: Outcome, parameters: Mapping[str, nn.Parameter]) -> Outcome:
+def _checked(outcome: Outcome, parameters: Mapping[str, nn.Parameter]) -> Outcome:
     if not math.isfinite(outcome.train_loss):
         raise RunError(f"training diverged: mean loss is {outcome.train_loss}; lower train.learning_rate")
     for name, parameter in parameters.items():

@@ -1,26 +1,28 @@
 """Everything one experiment needs on one side, put together once: data, adapted model, codec, strategy."""
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 
 from fedpeft import seeds
 from fedpeft.adapters.plan import Plan
-from fedpeft.codecs.base import Codec
+from fedpeft.codecs.base import Codec, Common
+from fedpeft.codecs.chain import chained
 from fedpeft.config import Experiment
 from fedpeft.data.base import Splits
 from fedpeft.data.shares import Shares, deal
 from fedpeft.errors import ConfigError, DataError, UnsupportedError
 from fedpeft.strategies.base import State, Strategy
+from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
 from fedpeft.training.adapted import Adapted, adapt
 from fedpeft.training.loop import evaluate
 
-__all__ = ["Workbench", "assemble"]
+__all__ = ["Workbench", "assemble", "require_fit"]
 
 _CACHED_CLIENTS = 1024
 
@@ -33,6 +35,9 @@ class Workbench:
     experiment: Experiment
     strategy: Strategy[Any]
     codec: Codec
+    """Of what clients send."""
+    codec_down: Codec
+    """Of what the server sends."""
     splits: Splits
     shares: Shares
     adapted: Adapted
@@ -62,6 +67,16 @@ class Workbench:
         """Return what the strategy adds to frozen weights, group -> (d_out, d_in): the bits that clients rebuild."""
         slots = self.adapted.attached.slots
         return self.strategy.residuals(slots, self.strategy.residual_parts(slots, state))
+
+    def common(self, direction: Literal["up", "down"], *, round_number: int, client: int | None = None) -> Common:
+        """Return what server and client know alike of one body before it travels; one body may go down to many."""
+        roles = {slot.name: slot.role for slot in self.adapted.attached.slots}
+        whose = () if client is None else (client,)
+        return Common(roles=roles, seed=seeds.derive(self.experiment.seed, "codec", direction, round_number, *whose))
+
+    def retracted(self, state: State) -> State:
+        """Return the aggregate where the adapter's parameters live."""
+        return replace(state, adapter=self.adapted.adapter.retract(self.adapted.attached.slots, state.adapter))
 
     def evaluate(self, adapter: Tensors, residuals: Tensors) -> dict[str, float]:
         """Return the metrics of an adapter, with these residuals on the frozen weights, on the held-out examples."""
@@ -113,18 +128,40 @@ def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
     splits, shares = _deal(experiment)
     adapted = adapt(experiment, splits.label_names, plan)
     strategy: Strategy[Any] = experiment.strategy.build()
-    strategy.check(adapted.attached.slots)
-    strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
-    _require_scaling(experiment, strategy, adapted)
-    _require_cohort(experiment, strategy, shares.num_clients)
+    require_fit(experiment, strategy, adapted, num_clients=shares.num_clients)
     return Workbench(
         experiment=experiment,
         strategy=strategy,
-        codec=experiment.codec.build(),
+        codec=chained(experiment.codec.build()),
+        codec_down=_down(experiment),
         splits=splits,
         shares=shares,
         adapted=adapted,
     )
+
+
+def _down(experiment: Experiment) -> Codec:
+    """Build the downlink's codec; what goes down are an adapter's values, of which none may be left out."""
+    codec = chained(experiment.codec_down.build())
+    if codec.changes_only:
+        raise UnsupportedError(
+            f"codec_down = {codec.name!r} leaves entries out, and what the server sends is the whole adapter, not a "
+            "change of it; choose none, bfloat16, float16, int8 or int4, or set it as codec, for what clients send"
+        )
+    return codec
+
+
+def require_fit(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, *, num_clients: int) -> None:
+    """Refuse a strategy that these settings, this adapter or so few clients do not serve.
+
+    Raises:
+        UnsupportedError: says why, and what to use instead.
+    """
+    strategy.check(adapted.attached.slots)
+    strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
+    _require_start(experiment, strategy, adapted, num_clients)
+    _require_scaling(experiment, strategy, adapted)
+    _require_cohort(experiment, strategy, num_clients)
 
 
 def _deal(experiment: Experiment) -> tuple[Splits, Shares]:
@@ -146,6 +183,15 @@ def _require_cohort(experiment: Experiment, strategy: Strategy[Any], num_clients
             f"strategy {experiment.strategy.name!r} with these options needs at least {least} updates a round and "
             f"{drawn} client(s) are drawn; raise rounds.clients_per_round or the number of clients"
         )
+
+
+def _require_start(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, num_clients: int) -> None:
+    """Refuse pairs that start at a product where a client may hold fewer ranks, and so lack part of the base."""
+    slots = adapted.attached.slots
+    state = strategy.init(slots, adapted.initial)
+    asked = (strategy.directive(slots, state, round_number=1, client=client) for client in range(num_clients))
+    if strategy.rescales() or any(directive.rank is not None for directive in asked):
+        require_zero_start(slots, adapted.initial, strategy=experiment.strategy.name)
 
 
 def _require_scaling(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted) -> None:

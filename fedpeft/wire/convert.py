@@ -19,6 +19,7 @@ MAX_HEADER_BYTES = 1 << 21
 MAX_TENSORS = 1 << 14
 """A longer manifest is refused before it is read."""
 _MAX_DIMENSIONS = 8
+_MAX_STAGES = 8
 _MAX_COUNT = 1 << 53
 _MAX_SHOWN = 80
 
@@ -82,7 +83,8 @@ def _write_envelope(message: pb.Header, envelope: Envelope) -> None:
     message.config_hash = envelope.config_hash
     message.plan_hash = envelope.plan_hash
     message.base_hash = envelope.base_hash
-    message.codec = envelope.codec
+    del message.codec[:]
+    message.codec.extend(envelope.codec)
     del message.manifest[:]
     message.manifest.extend(pb.TensorSpec(name=s.name, shape=s.shape, dtype=s.dtype) for s in envelope.manifest)
     message.manifest_hash = envelope.manifest_hash
@@ -92,13 +94,15 @@ def _write_envelope(message: pb.Header, envelope: Envelope) -> None:
 def _read_envelope(message: pb.Header, source: bytes) -> Envelope:
     if len(message.manifest) > MAX_TENSORS:
         raise WireError(f"header: manifest of {len(message.manifest)} tensors, expected at most {MAX_TENSORS}")
+    if len(message.codec) > _MAX_STAGES:
+        raise WireError(f"header: codec of {len(message.codec)} stages, expected at most {_MAX_STAGES}")
     envelope = Envelope(
         job=message.job,
         round_number=message.round,
         config_hash=message.config_hash,
         plan_hash=message.plan_hash,
         base_hash=message.base_hash,
-        codec=message.codec,
+        codec=tuple(message.codec),
         manifest=tuple(_read_spec(spec) for spec in message.manifest),
         source=source,
     )

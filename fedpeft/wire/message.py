@@ -25,8 +25,8 @@ class Envelope:
     config_hash: str
     plan_hash: str
     base_hash: str
-    codec: str
-    """How the body is packed."""
+    codec: tuple[str, ...]
+    """How the body is packed: the chain's stages in order, in the experiment's words."""
     manifest: tuple[Spec, ...] = ()
     """The body's tensors, in order; empty when the body is no tensors."""
     source: bytes = field(default=b"", repr=False, compare=False)
@@ -129,7 +129,7 @@ def expect(
     config_hash: str,
     plan_hash: str | None,
     base_hash: str | None,
-    codec: str,
+    codec: Sequence[str],
     manifest: Sequence[Spec] = (),
     client: int | None = None,
 ) -> None:
@@ -146,13 +146,19 @@ def expect(
     _same(header, "config hash", got.config_hash, config_hash, f"the {other} runs another experiment file")
     _same(header, "plan hash", got.plan_hash, plan_hash, f"the {other} holds another plan; join again")
     _same(header, "base hash", got.base_hash, base_hash, f"the {other} holds another base model")
-    _same(header, "codec", got.codec, codec, f"the {other} packs tensors in another way")
+    _same_codec(header, codec, f"the {other} packs tensors in another way")
     _same_manifest(header, manifest)
 
 
 def _same(header: Header, name: str, got: object, want: object, cause: str) -> None:
     if want is not None and got != want:
         raise WireError(f"{header}: {name} {_short(got)} is not this run's {_short(want)}; {cause}")
+
+
+def _same_codec(header: Header, codec: Sequence[str], cause: str) -> None:
+    got, want = (_printable(" then ".join(names), length=100) for names in (header.envelope.codec, codec))
+    if header.envelope.codec != tuple(codec):
+        raise WireError(f"{header}: codec {got or 'missing'} is not this run's {want}; {cause}")
 
 
 def _same_manifest(header: Header, manifest: Sequence[Spec]) -> None:

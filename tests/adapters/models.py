@@ -18,7 +18,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from fedpeft.adapters.base import Attached, Slot
+from fedpeft.adapters.base import Adapter, Attached, Slot
+from fedpeft.adapters.calibration import Statistics
 from fedpeft.seeds import generator, isolated
 from fedpeft.tensors import Tensors
 
@@ -135,6 +136,20 @@ def random_state(attached: Attached, seed: int) -> Tensors:
         for slot in attached.slots
         if slot.travels
     )
+
+
+def losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return one loss for each example: a fixed random linear form of its logits, squared, shape (batch,)."""
+    found = model(**batch).logits.flatten(1)
+    form = torch.randn(found.shape[1], generator=generator(0, "losses"))
+    squared: Tensor = (found @ form / len(form) - 1).square()
+    return squared
+
+
+def statistics(adapter: Adapter, name: str) -> Statistics | None:
+    """Return what the adapter's calibrator, if it has one, sees in the architecture's inputs."""
+    calibrator = adapter.calibrator()
+    return None if calibrator is None else calibrator.observe(build(name), dict(SAMPLES[name].inputs), losses)
 
 
 def own_slots(attached: Attached) -> list[Slot]:

@@ -29,6 +29,9 @@ OTHER = [
     "evaluate.every=2",
     "compute.num_threads=1",
     "codec.name=bfloat16",
+    "codec_down.name=bfloat16",
+    "codec=[{name='top_k'}, {name='int8'}]",
+    "codec=[{name='top_k'}, {name='int4'}]",
     "adapter.rank=4",
     "adapter.targets=['value', 'query']",
     "adapter.inner.depth=2",
@@ -50,10 +53,16 @@ def test_each_other_value_has_a_hash_of_its_own(make: Make) -> None:
 
 def test_the_table_with_every_default_gives_the_same_experiment(make: Make) -> None:
     pretrain = 'pretrain_data.name="acme_config.part"'
-    for experiment in (make(), make("", "train.local_steps=3", "adapter.rank=4", pretrain, "pretrain.num_steps=1")):
+    chain = "codec=[{name='top_k', density=0.1}, {name='int8'}]"
+    changed = make("", "train.local_steps=3", "adapter.rank=4", pretrain, "pretrain.num_steps=1", chain)
+    for experiment in (make(), changed):
         for table in (json.loads(json.dumps(experiment.table())), tomllib.loads(experiment.to_toml())):
             again = parse(table)
             assert (again, again.hash) == (experiment, experiment.hash)
+
+
+def test_one_codec_alone_in_an_array_is_that_codec(make: Make) -> None:
+    assert make("", "codec=[{name='int8'}]").hash == make("", "codec.name=int8").hash
 
 
 def test_nothing_can_be_changed(make: Make) -> None:

@@ -57,7 +57,13 @@ MISTAKES = {
     # plug-ins
     "[codec]\nname = 'bfloat61'": "codec.name: no codec 'bfloat61'; did you mean 'bfloat16'?",
     "[codec]\nname = 3": "codec = {'name': 3}: expected a table with a name, [codec] and name = ...; known: bfloat16",
-    "codec = 'none'": "codec = 'none': expected a table with a name, [codec] and name = ...; known: bfloat16, none",
+    "+codec = []": "codec = []: expected at least one table, [[codec]] and name = ...",
+    "+codec = [{name = 'none'}, 3]": "codec.1 = 3: expected a table with a name, [codec.1] and name = ...",
+    "+codec = [{name = 'top_k', density = 2}]": "codec.0.density = 2: expected a number >= 0 and <= 1",
+    "+codec_down = [{name = 'nnoe'}]": "codec_down.0.name: no codec 'nnoe'; did you mean 'none'?",
+    "[codec]\nname = 'compeft'\nalpha = 2.0": "codec: alpha has no effect with scale = 'mean_abs'",
+    "[codec]\nname = 'compeft'\nscale = 'dp_norm'": "codec: norm belongs to scale = 'dp_norm': give both or neither",
+    "codec = 'none'": "codec = 'none': expected a table with a name, [codec] and name = ...; known: bfloat16",
     "[codec]\nname = 'acme_config.lost'": "codec.name: no codec 'acme_config.lost': there is no such module",
     "[codec]\nname = 'acme_config.needy'": "codec.path: missing; expected a string",
     # settings that contradict each other, or would have no effect
@@ -66,6 +72,7 @@ MISTAKES = {
     "[train]\nwarmup_rounds = 10": "train.warmup_rounds = 10: expected < rounds.num_rounds = 10",
     "[rounds]\nclients_per_round = 2\nmin_clients = 3": "rounds.min_clients = 3: expected <= rounds.clients_per_round",
     "[pretrain]\nnum_steps = 1": "pretrain and pretrain_data: give both tables or neither",
+    "[calibration]\nnum_examples = 1": "calibration and calibration_data: give both tables or neither",
 }
 
 
@@ -97,7 +104,7 @@ def test_tables_that_must_be_there_are_asked_for_with_what_exists() -> None:
     text = str(caught.value)
     for name in ("model", "data", "partition", "task", "adapter"):
         assert f"experiment: {name}: missing table; add [{name}] with a name" in text
-    assert "experiment: codec = {}: expected a table with a name, [codec] and name = ...; known: bfloat16, none" in text
+    assert "experiment: codec = {}: expected a table with a name, [codec] and name = ...; known: bfloat16" in text
     assert "experiment: pretrain" not in text
 
 

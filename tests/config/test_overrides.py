@@ -38,7 +38,7 @@ def test_a_bare_word_is_a_string(make: Make, word: str) -> None:
 def test_an_inline_table_replaces_a_whole_part(make: Make) -> None:
     experiment = make("[train]\nbatch_size = 4\n", 'codec={name="bfloat16"}', "train={local_steps = 3}")
 
-    assert experiment.codec.name == "bfloat16"
+    assert experiment.codec.names == ("bfloat16",)
     assert (experiment.train.local_steps, experiment.train.batch_size) == (3, 32)
 
 

@@ -79,7 +79,19 @@ PROMISES = {
     "scaffold": Promises(one_is_its_mean=True, remembers=True, sends_beside=True, needs_settings=True),
     "trimmed_mean": Promises(streams=False, least_clients=3),
 }
-SHARED = {"base", "held", "moments", "products", "ranks", "repair", "residual", "stacking", "weighting"}
+SHARED = {
+    "base",
+    "held",
+    "moments",
+    "products",
+    "pruning",
+    "ranked",
+    "ranks",
+    "repair",
+    "residual",
+    "stacking",
+    "weighting",
+}
 """Modules of the folder that are no strategies."""
 MANY = 5
 """Clients enough for any of them."""
@@ -506,7 +518,7 @@ def test_what_a_client_kept_changes_its_next_turn_and_keeps_its_shape(name: str)
     later = turn_of(strategy, state, round_number=4, memory=kept)
 
     partings = [strategy.finish(turn, draw("again"), num_steps=3) for turn in (fresh, later)]
-    penalties = [strategy.local_penalty(strategy.begin(turn), turn) for turn in (fresh, later)]
+    penalties = [strategy.penalty(strategy.begin(turn), turn) for turn in (fresh, later)]
 
     assert partings[1].memory.manifest() == kept.manifest()
     assert strategy.begin(fresh) != strategy.begin(later) or penalties[0] != penalties[1]

@@ -270,7 +270,9 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
 
 @every_name
 def test_half_the_bytes_in_bfloat16_serve_it_too(tmp_path: Path, name: str) -> None:
-    summary = simulate(tiny(tmp_path / "run", **needed(name, codec={"name": "bfloat16"})))
+    summary = simulate(
+        tiny(tmp_path / "run", **needed(name, codec={"name": "bfloat16"}, codec_down={"name": "bfloat16"}))
+    )
 
     assert [row["failures"] for row in lines(tmp_path / "run")] == [[]] * 4
     assert summary["adapter_digest"] == digest(tmp_path / "run")

@@ -11,10 +11,12 @@ import pytest
 from fedpeft import client
 from fedpeft.adapters.base import Adapter, pairs
 from fedpeft.adapters.lora import Lora
+from fedpeft.codecs.base import Common
 from fedpeft.codecs.none import Lossless
 from fedpeft.config import Experiment
 from fedpeft.engines.inline import simulate
 from fedpeft.errors import UnsupportedError
+from fedpeft.rounds import checkpoint as checkpoints
 from fedpeft.rounds import exchange
 from fedpeft.strategies.base import State
 from fedpeft.strategies.ranks import rank_axes, sliced
@@ -22,19 +24,22 @@ from fedpeft.tensors import Tensors
 from fedpeft.training.workbench import Workbench, assemble
 from tests.conftest import tiny
 from tests.e2e.test_inline import lines
+from tests.e2e.test_resume import StoppedError, stop_at
 from tests.e2e.test_strategies import checkpointed
 
 RANKS = (1, 4, 2)
+STACKING = ["fedex_lora", "flexlora", "flora", "florist"]
 
 
-def run_of(out: Path, *, rounds: int = 3, **strategy: Any) -> Experiment:
+def run_of(out: Path, *, rounds: int = 3, steps: int = 3, resume: bool = False, **strategy: Any) -> Experiment:
     """Return three clients with lora of rank 4, and with weight decay, which reaches what has no gradient."""
     return tiny(
         out,
         strategy=strategy,
         adapter={"rank": 4},
         rounds={"num_rounds": rounds},
-        train={"weight_decay": 0.1, "learning_rate": 0.05, "max_grad_norm": 1.0},
+        train={"weight_decay": 0.1, "learning_rate": 0.05, "max_grad_norm": 1.0, "local_steps": steps},
+        output={"if_exists": "resume"} if resume else {},
     )
 
 
@@ -124,9 +129,9 @@ def test_hetlora_sends_each_client_its_ranks_packed_once_for_all_who_hold_as_man
     bench, seen, encoded = assemble(experiment), watch_sizes(monkeypatch), Counter[int]()
     encode = Lossless.encode
 
-    def counting(self: Lossless, tensors: Tensors) -> bytes:
+    def counting(self: Lossless, tensors: Tensors, common: Common) -> bytes:
         encoded[4 * tensors.num_elements] += 1
-        return encode(self, tensors)
+        return encode(self, tensors, common)
 
     monkeypatch.setattr(Lossless, "encode", counting)
     simulate(experiment)
@@ -136,8 +141,33 @@ def test_hetlora_sends_each_client_its_ranks_packed_once_for_all_who_hold_as_man
     assert encoded == {expected[0]: 2 * (1 + 2), expected[1]: 2 * (1 + 1)}
 
 
-def test_hetlora_clients_hold_zeros_beyond_their_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = run_of(tmp_path / "run", name="hetlora", client_rank=list(RANKS))
+@pytest.mark.parametrize("name", STACKING)
+def test_one_that_stacks_sends_each_client_its_ranks_and_the_residual_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    experiment = run_of(tmp_path / "run", rounds=2, name=name, client_rank=list(RANKS))
+    bench, seen = assemble(experiment), watch_sizes(monkeypatch)
+
+    simulate(experiment)
+
+    own = {k: num_bytes(bench, rank) for k, rank in enumerate(RANKS)}
+    beside = {1: 0, 2: residual_bytes(bench, name)}
+    assert seen == {("up", n, k): size for n in (1, 2) for k, size in own.items()} | {
+        ("down", n, k): size + beside[n] for n in (1, 2) for k, size in own.items()
+    }
+    assert lines(tmp_path / "run")[-1]["failures"] == []
+
+
+def residual_bytes(bench: Workbench, name: str) -> int:
+    """Return the bytes of one round's residual: flora's stacked ranks, fedex_lora's less those of the first client."""
+    ranks = {"flora": sum(RANKS), "fedex_lora": sum(max(rank, RANKS[0]) for rank in RANKS[1:])}.get(name, 0)
+    shapes = [(pair.b.shape[0], pair.a.shape[1]) for pair in pairs(bench.adapted.attached.slots)]
+    return 4 * sum(min(ranks * (d_out + d_in), d_out * d_in) for d_out, d_in in shapes)
+
+
+@pytest.mark.parametrize("name", ["hetlora", *STACKING])
+def test_clients_hold_zeros_beyond_their_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    experiment = run_of(tmp_path / "run", name=name, client_rank=list(RANKS))
     slots = assemble(experiment).adapted.attached.slots
     held: list[tuple[int, Tensors]] = []
     train: Callable[..., Any] = vars(client)["_train_slots"]
@@ -207,6 +237,33 @@ def test_a_rank_the_adapter_does_not_have_is_refused_before_anything_is_written(
     with pytest.raises(UnsupportedError, match=r"strategy 'hetlora': client_rank has 5, expected 1 to 4"):
         simulate(run_of(tmp_path / "run", name="hetlora", client_rank=[5]))
     assert not (tmp_path / "run").exists()
+
+
+def test_hetlora_clients_give_up_ranks_that_shrink_and_a_resumed_run_knows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruning = {"name": "hetlora", "prune": 0.5, "prune_penalty": 1.0, "client_rank": list(RANKS), "missing": "keep"}
+    experiment = run_of(tmp_path / "whole", rounds=4, steps=6, **pruning)
+    bench, seen = assemble(experiment), watch_sizes(monkeypatch)
+    simulate(experiment)
+    with monkeypatch.context() as patch:
+        stop_at(patch, checkpoints, "save", 4, before=False)
+        with pytest.raises(StoppedError):
+            simulate(run_of(tmp_path / "cut", rounds=4, steps=6, **pruning))
+    simulate(run_of(tmp_path / "cut", rounds=4, steps=6, resume=True, **pruning))
+
+    ranks = {k: [rank_sent(bench, seen["down", n, k]) for n in range(1, 5)] for k in range(3)}
+    assert all(held == sorted(held, reverse=True) and held[0] == RANKS[k] for k, held in ranks.items())
+    assert ranks[0] == [1] * 4
+    assert ranks[1][-1] < 4
+    assert ranks[2][-1] == 1
+    assert {seen["up", n, k] - seen["down", n, k] for n in range(1, 5) for k in range(3)} == {0}
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+    assert checkpointed(tmp_path / "whole", 4) == checkpointed(tmp_path / "cut", 4)
+
+
+def rank_sent(bench: Workbench, size: int) -> int:
+    return next(rank for rank in range(1, 5) if num_bytes(bench, rank) == size)
 
 
 def test_hetlora_with_all_ranks_and_equal_weights_is_fedavg(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from fedpeft.engines.inline import simulate
 from fedpeft.errors import DataError, UnsupportedError
 from fedpeft.inference import evaluate_run
 from fedpeft.report.export import read_slots
+from fedpeft.tensors import Tensors
 from fedpeft.training.workbench import assemble
 from tests.conftest import needed, tiny
 from tests.e2e.test_inline import digest, lines
@@ -37,22 +38,21 @@ def test_each_adapter_runs_with_each_strategy_or_is_refused(tmp_path: Path, adap
             train={"local_steps": 1},
         ),
     )
-    refusal = _refusal(experiment)
-    if refusal is not None:
+    initial, refusal = _assembled(experiment)
+    if initial is None:
         assert strategy in refusal
         assert not (tmp_path / "run").exists()
         return
     summary = simulate(experiment)
-    assert (read_slots(tmp_path / "run" / "adapter") - assemble(experiment).adapted.initial).norm() > 0
+    assert (read_slots(tmp_path / "run" / "adapter") - initial).norm() > 0
     assert evaluate_run(tmp_path / "run") == summary["last"]["metrics"]
 
 
-def _refusal(experiment: Experiment) -> str | None:
+def _assembled(experiment: Experiment) -> tuple[Tensors | None, str]:
     try:
-        assemble(experiment)
+        return assemble(experiment).adapted.initial, ""
     except UnsupportedError as error:
-        return str(error)
-    return None
+        return None, str(error)
 
 
 def test_fedprox_keeps_clients_closer_to_what_they_received(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_fedprox_keeps_clients_closer_to_what_they_received(tmp_path: Path) -> N
 
 def test_half_the_bytes_in_bfloat16(tmp_path: Path) -> None:
     for name, codec in (("full", "none"), ("half", "bfloat16")):
-        simulate(tiny(tmp_path / name, codec={"name": codec}, rounds={"num_rounds": 1}))
+        simulate(tiny(tmp_path / name, codec={"name": codec}, codec_down={"name": codec}, rounds={"num_rounds": 1}))
     payload = 4 * read_slots(tmp_path / "full" / "adapter").num_elements
     full, half = (lines(tmp_path / name)[1] for name in ("full", "half"))
     for key in ("bytes_up", "bytes_down"):

@@ -157,6 +157,10 @@ def test_slices_of_different_names_are_not_added() -> None:
 
 OPTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("hetlora", {"client_rank": (2, 5)}, r"strategy 'hetlora': client_rank has 5, expected 1 to 4"),
+    *(
+        (name, {"client_rank": (2, 5)}, rf"strategy '{name}': client_rank has 5, expected 1 to 4")
+        for name in ("fedex_lora", "flexlora", "flora", "florist")
+    ),
     ("dylora", {"min_rank": 5}, r"strategy 'dylora': min_rank has 5, expected 1 to 4"),
 ]
 

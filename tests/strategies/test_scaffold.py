@@ -96,7 +96,7 @@ def trained(strategy: Scaffold, turn: Turn, problem: Quadratics, client: int) ->
     for _ in range(problem.num_steps[client]):
         optimizer.zero_grad()
         loss = sum((curvature[n] / 2 * (value - minimum[n]) ** 2).sum() for n, value in parameters.items())
-        penalty = strategy.local_penalty(parameters, turn)
+        penalty = strategy.penalty(parameters, turn)
         assert penalty is not None
         (loss + penalty).backward()
         optimizer.step()
@@ -206,7 +206,7 @@ def test_the_correction_is_the_gradient_of_the_penalty() -> None:
     turn = turn_of(strategy, state, named([0.5, 5.0, 3.0]), width=3, num_clients=2, rate=0.1)
     parameters = {name: nn.Parameter(torch.ones_like(tensor)) for name, tensor in state.adapter.items()}
 
-    penalty = strategy.local_penalty(parameters, turn)
+    penalty = strategy.penalty(parameters, turn)
 
     assert penalty is not None
     assert (penalty.shape, penalty.item()) == ((), -2.5)

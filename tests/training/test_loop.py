@@ -102,6 +102,32 @@ def test_penalties_enter_the_gradient_and_not_the_loss() -> None:
     assert outcome.train_loss == pytest.approx(2.0)
 
 
+def test_clipping_sees_what_comes_of_the_data_and_not_a_penalty_of_parameters_alone() -> None:
+    model = Weight()
+    both = Penalty(per_sample=torch.stack([model.w * 2, model.w * 4]), data_free=model.w * 5)
+    trained(model, rows(1, 1), penalty=lambda: both, batch_size=2, max_grad_norm=0.5)
+    assert model.w.item() == pytest.approx(2 - 0.1 * (0.5 + 5))
+
+
+def test_after_each_step_the_share_of_all_steps_is_told() -> None:
+    told: list[tuple[float, float]] = []
+    model = Weight()
+    train = Train(optimizer="sgd", batch_size=2, local_epochs=2)
+    train_locally(
+        model,
+        {"w": model.w},
+        rows(1, 1, 1),
+        task=Product(),
+        train=train,
+        rate=0.1,
+        seed=0,
+        after_step=lambda done: told.append((done, model.w.item())),
+    )
+    assert told == [
+        (share, pytest.approx(weight)) for share, weight in ((0.25, 1.9), (0.5, 1.8), (0.75, 1.7), (1, 1.6))
+    ]
+
+
 def test_a_penalty_is_asked_for_anew_at_each_step() -> None:
     model = Weight()
     trained(model, rows(0), penalty=lambda: Penalty(data_free=model.w**2 / 2), batch_size=1, local_steps=2)

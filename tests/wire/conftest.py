@@ -33,7 +33,7 @@ def envelope(tensors: Tensors) -> Envelope:
         config_hash="c" * 64,
         plan_hash="d" * 64,
         base_hash="e" * 64,
-        codec="none",
+        codec=("none",),
         manifest=tensors.manifest(),
     )
 

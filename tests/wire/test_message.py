@@ -48,7 +48,8 @@ def test_what_a_joining_node_cannot_know_is_not_asked(envelope: Envelope) -> Non
         ("config_hash", "f" * 64, r"config hash c{12}\.\.\. is not this run's f{12}\.\.\.; .* another experiment file"),
         ("plan_hash", "f" * 64, r"plan hash d{12}\.\.\. is not this run's f{12}\.\.\.; .* another plan"),
         ("base_hash", "f" * 64, r"base hash e{12}\.\.\. is not this run's f{12}\.\.\.; .* another base model"),
-        ("codec", "int8", r"codec none is not this run's int8"),
+        ("codec", ("int8",), r"codec none is not this run's int8; the client packs"),
+        ("codec", ("top_k", "int8"), r"codec none is not this run's top_k then int8"),
         ("manifest", (), r"manifest: tensor 0 is w.B \[2, 3\] float32, expected nothing"),
         (
             "manifest",
@@ -92,6 +93,21 @@ def test_a_field_of_a_newer_sender_is_kept_when_the_header_is_passed_on(update: 
     assert from_bytes(again, Update)[0].client == 9
 
 
+def test_a_chain_is_named_in_order_and_one_codec_has_the_bytes_it_always_had(update: Update) -> None:
+    chain = replace(update, envelope=replace(update.envelope, codec=("top_k", "int8")))
+
+    assert from_bytes(to_bytes(chain, payload_sha256=DIGEST), Update)[0].envelope.codec == ("top_k", "int8")
+    assert b"\x4a\x04none" in to_bytes(update, payload_sha256=DIGEST)
+
+
+def test_an_unknown_codec_is_refused_by_name(update: Update) -> None:
+    newer = replace(update, envelope=replace(update.envelope, codec=("wavelet",)))
+    with pytest.raises(WireError, match="codec wavelet is not this run's none"):
+        expect(newer, **expected(update.envelope))
+    with pytest.raises(WireError, match="codec missing is not this run's none"):
+        expect(replace(update, envelope=replace(update.envelope, codec=())), **expected(update.envelope))
+
+
 def test_a_kind_of_a_newer_sender_is_refused(update: Update) -> None:
     message = as_message(update)
     message.ClearField("update")
@@ -110,6 +126,7 @@ CHANGES: dict[str, tuple[Callable[[pb.Header], object], str]] = {
     "an empty name": (lambda m: m.manifest.add(dtype="float32"), "distinct names"),
     "too many dimensions": (lambda m: m.manifest[0].shape.extend([1 << 60] * 100_000), "dimensions"),
     "too many tensors": (lambda m: [m.manifest.add() for _ in range(MAX_TENSORS)], "at most 16384"),
+    "too many stages": (lambda m: m.codec.extend(["x"] * 8), "codec of 9 stages, expected at most 8"),
     "too many bytes": (lambda m: setattr(m, "job", "j" * MAX_HEADER_BYTES), "at most 2097152"),
     "no examples": (lambda m: setattr(m.update, "num_examples", 0), "num_examples' = 0, expected 1 to"),
     "more examples than there are": (lambda m: setattr(m.update, "num_examples", 1 << 60), "num_examples"),

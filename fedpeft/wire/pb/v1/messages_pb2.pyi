@@ -43,7 +43,7 @@ class Header(_message.Message):
     base_hash: str
     manifest: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     manifest_hash: str
-    codec: str
+    codec: _containers.RepeatedScalarFieldContainer[str]
     num_elements: int
     payload_sha256: bytes
     broadcast: Broadcast
@@ -51,7 +51,7 @@ class Header(_message.Message):
     join: Join
     joined: Joined
     evaluated: Evaluated
-    def __init__(self, version: _Optional[int] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., config_hash: _Optional[str] = ..., plan_hash: _Optional[str] = ..., base_hash: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., manifest_hash: _Optional[str] = ..., codec: _Optional[str] = ..., num_elements: _Optional[int] = ..., payload_sha256: _Optional[bytes] = ..., broadcast: _Optional[_Union[Broadcast, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., config_hash: _Optional[str] = ..., plan_hash: _Optional[str] = ..., base_hash: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., manifest_hash: _Optional[str] = ..., codec: _Optional[_Iterable[str]] = ..., num_elements: _Optional[int] = ..., payload_sha256: _Optional[bytes] = ..., broadcast: _Optional[_Union[Broadcast, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ...) -> None: ...
 
 class Broadcast(_message.Message):
     __slots__ = ("kind", "client", "directive")

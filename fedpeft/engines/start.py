@@ -1,0 +1,30 @@
+"""What every engine does first: all that can be wrong is found before anything is written or submitted."""
+
+from fedpeft.adapters.plan import Plan
+from fedpeft.config import Experiment
+from fedpeft.report.run_directory import RunDirectory
+from fedpeft.rounds import checkpoint as checkpoints
+from fedpeft.training.workbench import Workbench, assemble
+
+__all__ = ["ready"]
+
+
+def ready(experiment: Experiment) -> tuple[Workbench, RunDirectory, bool]:
+    """Return all parts, the run directory, and whether a run goes on there.
+
+    A run that goes on keeps its plan: what was decomposed or calibrated once is not done again.
+
+    Raises:
+        InputError: something is wrong with the experiment; nothing has been written.
+        ResumeError: the run to go on with is damaged or of another experiment.
+    """
+    RunDirectory.check(experiment)
+    bench = assemble(experiment, _plan(experiment))
+    bench.rehearse()
+    return bench, *RunDirectory.prepare(experiment)
+
+
+def _plan(experiment: Experiment) -> Plan | None:
+    run = RunDirectory.begun(experiment) if experiment.output.if_exists == "resume" else None
+    found = checkpoints.latest(run.checkpoints) if run is not None else None
+    return found.plan if found is not None else None
