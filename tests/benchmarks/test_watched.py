@@ -17,9 +17,7 @@ from fedpeft.tensors import Tensors
 Array = np.ndarray[Any, np.dtype[np.float64]]
 SCALE, RIDGE = 2.0, 0.01
 
-cases = st.tuples(
-    st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 8), st.integers(2, 9), st.integers(2, 9)
-)
+cases = st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 8), st.integers(2, 9), st.integers(2, 9))
 few = settings(max_examples=25, deadline=None)
 
 
