@@ -9,13 +9,17 @@ BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test check bench lint types clean
+.PHONY: demo test fuzz check bench lint types clean
 
 demo: $(WITH_DEMO)
 	$(BIN)/fedpeft simulate simulations/quickstart.toml --out runs/quickstart --overwrite
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# Nightly: a million damaged bodies of all codecs; the suite has ten thousand.
+fuzz: $(INSTALLED)
+	FEDPEFT_MUTANTS=1000000 $(BIN)/python -m pytest -q tests/conformance/test_codecs.py -k "damaged or hostile"
 
 check: lint types test
 

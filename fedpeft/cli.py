@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedpeft import __version__, config, plugins
+from fedpeft import __version__, cli_files, config, plugins
+from fedpeft.cli_privacy import privacy_app
 from fedpeft.config import Experiment
 from fedpeft.errors import FedpeftError, InputError
 from fedpeft.report.run_directory import RunDirectory
@@ -33,6 +34,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Federated parameter-efficient fine-tuning.",
 )
+
+app.add_typer(cli_files.app)
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment: one TOML file.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -137,6 +140,9 @@ def export(
 
     export_run(run, folder, merge=merge)
     typer.echo(f"{folder}: written")
+
+
+app.add_typer(privacy_app, name="privacy")
 
 
 @app.callback(invoke_without_command=True)

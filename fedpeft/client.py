@@ -5,28 +5,25 @@ Read top to bottom: join (once), train, evaluate. Nothing leaves but a header an
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from torch import nn
 
-from fedpeft import __version__, seeds
-from fedpeft.adapters.base import Penalty, Step
+from fedpeft import __version__
 from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
-from fedpeft.errors import WireError
+from fedpeft.errors import FedpeftError, WireError
 from fedpeft.rounds.memory import forget, recall, remember
 from fedpeft.strategies.base import Turn
 from fedpeft.strategies.ranks import padded, sliced
-from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
-from fedpeft.training.holding import holding
-from fedpeft.training.loop import Outcome, train_locally
+from fedpeft.training.feedback import joined_memory, owed, own, send
+from fedpeft.training.loop import Outcome
 from fedpeft.training.optimizers import learning_rate
+from fedpeft.training.turn import train_turn
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Join, Joined, Update, expect
 from fedpeft.wire.payload import pack, unpack
@@ -36,6 +33,7 @@ __all__ = ["Node", "client_app"]
 _LOG = logging.getLogger(__name__)
 _GAVE_UP = 1000
 """Flower error code of a client that names its reason."""
+_UNTOLD = "gave up; with [privacy] the reason stays in the client's own log"
 
 
 @final
@@ -55,15 +53,17 @@ def client_app(node: Node) -> ClientApp:
 
     @app.query("join")
     def _join(message: Message, context: Context) -> Message:
-        return _answer(message, context, lambda: join(message, context, node.experiment(context)))
+        return _answer(message, context, node, lambda: join(message, context, node.experiment(context)))
 
     @app.train()
     def _train(message: Message, context: Context) -> Message:
-        return _answer(message, context, lambda: train(message, context, node.workbench(context, _plan(context))))
+        return _answer(message, context, node, lambda: train(message, context, node.workbench(context, _plan(context))))
 
     @app.evaluate()
     def _evaluate(message: Message, context: Context) -> Message:
-        return _answer(message, context, lambda: evaluate(message, context, node.workbench(context, _plan(context))))
+        return _answer(
+            message, context, node, lambda: evaluate(message, context, node.workbench(context, _plan(context)))
+        )
 
     return app
 
@@ -100,22 +100,26 @@ def train(message: Message, context: Context, bench: Workbench) -> RecordDict:
     began = time.monotonic()
     header, turn = _receive(message, context, bench, kind="train")
     examples, _ = bench.client_examples(header.client)
-    outcome = _train_slots(bench, header.directive.train or tuple(turn.received), turn, examples, header)
+    outcome = train_turn(bench, turn, examples, client=header.client)
     delta, memory = _finish(bench, header, turn, outcome)
     update = Update(
         envelope=_envelope(bench, header, delta),
         client=header.client,
-        num_examples=len(examples),
-        num_steps=outcome.num_steps,
-        train_loss=outcome.train_loss,
-        seconds=time.monotonic() - began,
+        **_told(bench, len(examples), outcome, time.monotonic() - began),
     )
-    reply = pack(
-        update, bench.codec.encode(delta, bench.common("up", round_number=turn.round_number, client=header.client))
-    )
-    if bench.strategy.remembers():
-        remember(context.state, memory, round_number=turn.round_number)
+    body, errors = _encoded(bench, header, delta, owed(recall(context.state, before=turn.round_number)))
+    reply = pack(update, body)
+    if bench.remembers():
+        remember(context.state, joined_memory(memory, errors), round_number=turn.round_number)
     return reply
+
+
+def _told(bench: Workbench, num_examples: int, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    """Return what the header tells of the training; with privacy the same of everyone, since noise hides none of it."""
+    if bench.mechanism is not None:
+        return {"num_examples": 1, "num_steps": 0, "train_loss": None, "seconds": 0.0}
+    steps, loss = outcome.num_steps, outcome.train_loss
+    return {"num_examples": num_examples, "num_steps": steps, "train_loss": loss, "seconds": seconds}
 
 
 def evaluate(message: Message, context: Context, bench: Workbench) -> RecordDict:
@@ -162,7 +166,7 @@ def _receive(
         slots=slots,
         received=_laid_over(bench, header, came.without([*names, *part_names])),
         beside=came.select(names),
-        memory=recall(context.state, before=round_number + (kind == "evaluate")),
+        memory=own(recall(context.state, before=round_number + (kind == "evaluate"))),
         round_number=round_number,
         num_clients=bench.shares.num_clients,
         learning_rate=learning_rate(experiment.train, round_number, experiment.rounds.num_rounds),
@@ -189,58 +193,30 @@ def _finish(bench: Workbench, header: Broadcast, turn: Turn, outcome: Outcome) -
     return delta.joined(beside), parting.memory.require_finite(where=f"memory of client {header.client}")
 
 
-def _train_slots(bench: Workbench, names: Sequence[str], turn: Turn, examples: Examples, header: Broadcast) -> Outcome:
-    experiment, adapted, round_number = bench.experiment, bench.adapted, header.envelope.round_number
-    with (
-        _only(adapted.attached.parameters(), names) as parameters,
-        adapted.adapter.scaled(adapted.attached, header.directive.scale),
-        holding(adapted.attached, header.directive.held),
-    ):
-
-        def penalty() -> Penalty:
-            own = adapted.adapter.penalty(adapted.attached)
-            extra = bench.strategy.penalty(parameters, turn)
-            terms = [term for term in (own.data_free, extra) if term is not None]
-            return Penalty(per_sample=own.per_sample, data_free=sum(terms[1:], start=terms[0]) if terms else None)
-
-        def after_step(done: float) -> None:
-            progress = (round_number - 1 + done) / experiment.rounds.num_rounds
-            adapted.adapter.after_step(adapted.attached, Step(progress=progress, learning_rate=turn.learning_rate))
-
-        return train_locally(
-            adapted.attached.model,
-            parameters,
-            examples,
-            task=adapted.task,
-            train=experiment.train,
-            rate=turn.learning_rate,
-            seed=seeds.derive(experiment.seed, "train", round_number, header.client),
-            precision=experiment.compute.precision,
-            penalty=penalty,
-            after_step=after_step,
-        )
+def _encoded(bench: Workbench, header: Broadcast, delta: Tensors, errors: Tensors) -> tuple[bytes, Tensors]:
+    """Return the body, and what the codec leaves out of it and earlier ones where that is to be sent later."""
+    common = bench.common("up", round_number=header.envelope.round_number, client=header.client)
+    if not bench.experiment.feedback.up:
+        return bench.codec.encode(delta, common), Tensors()
+    return send(bench.codec, common, delta, errors, bench.adapted.attached.slots, header.directive)
 
 
-@contextmanager
-def _only(parameters: Mapping[str, nn.Parameter], names: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:
-    """Let only the named parameters train inside the block."""
-    others = [parameter for name, parameter in parameters.items() if name not in names]
-    for parameter in others:
-        parameter.requires_grad_(False)
-    try:
-        yield {name: parameters[name] for name in parameters if name in names}
-    finally:
-        for parameter in others:
-            parameter.requires_grad_(True)
-
-
-def _answer(message: Message, context: Context, work: Callable[[], RecordDict]) -> Message:
+def _answer(message: Message, context: Context, node: Node, work: Callable[[], RecordDict]) -> Message:
     """Do the work; whatever goes wrong becomes one named error that the server counts, never a lost reply."""
     try:
         return Message(work(), reply_to=message)
     except Exception as error:  # noqa: BLE001 - the boundary: an unexpected error is a failure of this client alone
         _LOG.warning("client %s gave up", _client(context), exc_info=error)
-        return Message(Error(_GAVE_UP, f"{type(error).__name__}: {error}"), reply_to=message)
+        reason = _UNTOLD if _keeps_silent(node, context) else f"{type(error).__name__}: {error}"
+        return Message(Error(_GAVE_UP, reason), reply_to=message)
+
+
+def _keeps_silent(node: Node, context: Context) -> bool:
+    """Tell whether an error's words, which may be of private data, stay in this node's log."""
+    try:
+        return node.experiment(context).privacy is not None
+    except FedpeftError:
+        return False  # no experiment, so no data was read
 
 
 def _envelope(bench: Workbench, header: Broadcast, delta: Tensors) -> Envelope:

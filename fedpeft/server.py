@@ -5,24 +5,27 @@ Read top to bottom: serve -> run_round -> its steps. All that a round leaves beh
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, final
 
 from flwr.serverapp import Grid
 
 from fedpeft.errors import ResumeError, RunError
+from fedpeft.privacy.randomness import source
 from fedpeft.report.export import write_adapter
 from fedpeft.report.page import report_page
-from fedpeft.report.record import Failure, RoundRecord
+from fedpeft.report.record import RoundRecord
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.report.summary import summarise
 from fedpeft.report.watch import Watcher
 from fedpeft.rounds import checkpoint as checkpoints
 from fedpeft.rounds.checkpoint import Checkpoint
-from fedpeft.rounds.exchange import Exchange, Reply
+from fedpeft.rounds.exchange import Exchange
+from fedpeft.rounds.guard import Guard, guard
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.rounds.roster import find_clients
 from fedpeft.rounds.sampling import draw_cohort
+from fedpeft.rounds.tally import Tally
 from fedpeft.strategies.base import State
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Evaluated, Update
@@ -40,20 +43,8 @@ class Federation:
     nodes: dict[int, int]
     """Client -> Flower node."""
     watcher: Watcher
-
-
-@final
-@dataclass
-class Tally:
-    """What adds up over one round's replies."""
-
-    total: Any
-    num_updates: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    loss_sum: float = 0.0
-    num_examples: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
+    guard: Guard | None = None
+    """Of a run with privacy."""
 
 
 def serve(
@@ -84,7 +75,8 @@ def serve(
         partition_summary=shares,
         first_round=begun.round_number + 1 if begun else 1,
     )
-    federation = Federation(grid=grid, bench=bench, nodes=find_clients(grid, bench), watcher=watcher)
+    nodes, keeper = find_clients(grid, bench), guard(bench, run.ledger)
+    federation = Federation(grid=grid, bench=bench, nodes=nodes, watcher=watcher, guard=keeper)
     begun = begun or _round_zero(federation, run)
     state = begun.state
     for round_number in range(begun.round_number + 1, rounds.num_rounds + 1):
@@ -102,15 +94,15 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
     Raises:
         RunError: fewer replies than rounds.min_clients, or the aggregate is not finite.
     """
-    bench, experiment = federation.bench, federation.bench.experiment
-    cohort = draw_cohort(
-        len(federation.nodes), experiment.rounds.clients_per_round, seed=experiment.seed, round_number=round_number
-    )
+    bench, keeper = federation.bench, federation.guard
+    cohort = _cohort(federation, round_number)
+    epsilon = keeper.charge(state, cohort, round_number) if keeper else None
     began = time.monotonic()
     tally = _train(federation, state, cohort, round_number)
-    _require_quorum(tally, round_number, experiment.rounds.min_clients, bench.strategy.least_updates())
+    total = _total(federation, state, cohort, tally, round_number)
     trained = time.monotonic()
-    state = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, tally.total))
+    after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, total))
+    state = bench.settled(state, after, round_number=round_number)
     state.adapter.require_finite(where=f"global adapter after round {round_number}")
     bench.residuals(state).require_finite(where=f"residual after round {round_number}")
     aggregated = time.monotonic()
@@ -119,11 +111,15 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         round=round_number,
         clients=cohort,
         failures=tuple(tally.failures),
-        train_loss=tally.loss_sum / tally.num_examples,
+        train_loss=tally.train_loss,
         metrics=metrics,
         client_metrics=client_metrics,
+        epsilon=epsilon,
         bytes_up=tally.bytes_up,
         bytes_down=tally.bytes_down,
+        bytes_up_fp32=4 * tally.floats_up,
+        bytes_down_fp32=4 * tally.floats_down,
+        bytes_up_bound=tally.bytes_up_bound,
         seconds={
             "clients": trained - began,
             "aggregate": aggregated - trained,
@@ -133,22 +129,47 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
     return state, record
 
 
+def _cohort(federation: Federation, round_number: int) -> tuple[int, ...]:
+    """Draw a round's clients; where privacy counts on their being unknown, from the mechanism's own randomness."""
+    experiment = federation.bench.experiment
+    seed, rounds, privacy = experiment.seed, experiment.rounds, experiment.privacy
+    return draw_cohort(
+        len(federation.nodes),
+        rounds.clients_per_round,
+        seed=seed,
+        round_number=round_number,
+        sampling=rounds.sampling,
+        generator=source(privacy, seed, "cohort", round_number) if privacy else None,
+    )
+
+
 def _train(federation: Federation, state: State, cohort: Iterable[int], round_number: int) -> Tally:
     """Stream the cohort's updates into one running total."""
     strategy = federation.bench.strategy
     tally = Tally(total=strategy.start())
     for reply in _exchange(federation, state, round_number).train(cohort):
-        _count(tally, reply)
+        tally.count(reply)
         if reply.update is not None and isinstance(reply.header, Update):
-            update = strategy.prepare(federation.bench.adapted.attached.slots, state, reply.update)
+            limited = federation.guard.limited(reply.update) if federation.guard else reply.update
+            update = strategy.prepare(federation.bench.adapted.attached.slots, state, limited)
             tally.total = strategy.accumulate(tally.total, update)
-            tally.num_updates += 1
-            tally.loss_sum += reply.header.train_loss * reply.update.num_examples
-            tally.num_examples += reply.update.num_examples
+            tally.add(reply, reply.header, reply.update.num_examples)
         federation.watcher.client_finished(
             round_number, reply.client, ok=reply.failure is None, bytes_up=reply.bytes_up
         )
     return tally
+
+
+def _total(federation: Federation, state: State, cohort: Iterable[int], tally: Tally, round_number: int) -> Any:
+    """Return what is aggregated, of enough replies, with noise where privacy wants it here.
+
+    A cohort that was drawn empty is a release of noise alone, as the accountant has it.
+    """
+    bench, keeper = federation.bench, federation.guard
+    if cohort or keeper is None or not keeper.central:
+        least = bench.experiment.rounds.min_clients
+        _require_quorum(tally, round_number, least, bench.strategy.least_updates())
+    return keeper.noised(tally.total, state, round_number) if keeper else tally.total
 
 
 def _evaluate(
@@ -167,18 +188,11 @@ def _evaluate_clients(
 ) -> dict[str, float]:
     sums: dict[str, float] = {}
     for reply in _exchange(federation, state, round_number).evaluate(cohort):
-        _count(tally, reply)
+        tally.count(reply)
         if isinstance(reply.header, Evaluated):
             for name, value in reply.header.sums.items():
                 sums[name] = sums.get(name, 0.0) + value
     return federation.bench.adapted.task.metrics(sums) if sums else {}
-
-
-def _count(tally: Tally, reply: Reply) -> None:
-    tally.bytes_up += reply.bytes_up
-    tally.bytes_down += reply.bytes_down
-    if reply.failure is not None:
-        tally.failures.append(reply.failure)
 
 
 def _exchange(federation: Federation, state: State, round_number: int) -> Exchange:
@@ -205,7 +219,8 @@ def _require_quorum(tally: Tally, round_number: int, min_clients: int, least_upd
 def _round_zero(federation: Federation, run: RunDirectory) -> Checkpoint:
     """Evaluate the adapter as it is attached, and commit it as round 0."""
     bench = federation.bench
-    state = bench.strategy.init(bench.adapted.attached.slots, bench.adapted.initial)
+    first = bench.strategy.init(bench.adapted.attached.slots, bench.adapted.initial)
+    state = bench.settled(first, first, round_number=0)
     began = time.monotonic()
     metrics = bench.evaluate(state.adapter, bench.residuals(state))
     record = RoundRecord(round=0, metrics=metrics, seconds={"evaluate": time.monotonic() - began})
@@ -223,7 +238,7 @@ def resumed(run: RunDirectory, bench: Workbench, memories: MemoryFolder | None =
         ResumeError: the checkpoint is damaged, or of other parts than these, or what clients kept is lost.
     """
     found = checkpoints.latest(run.checkpoints)
-    if found is not None and found.round_number and bench.strategy.remembers():
+    if found is not None and found.round_number and bench.remembers():
         _require_memories(run, bench, memories, found.round_number)
     run.truncate(found.round_number if found else -1)
     if memories is not None:
@@ -263,7 +278,9 @@ def _checkpoint(bench: Workbench, state: State, round_number: int) -> Checkpoint
 def _conclude(federation: Federation, run: RunDirectory, state: State) -> dict[str, Any]:
     """Write the adapter, the summary and the page."""
     bench = federation.bench
-    summary = summarise(bench.experiment, run.records(), adapter_digest=state.adapter.digest())
+    charged, mechanism = run.ledger, bench.mechanism
+    privacy = mechanism.statement(charged.charged_rounds(mechanism.privacy.unit)) if mechanism else None
+    summary = summarise(bench.experiment, run.records(), adapter_digest=state.adapter.digest(), privacy=privacy)
     residuals = bench.residuals(state)
     write_adapter(run.adapter, bench.experiment, bench.adapted, state.adapter, residuals=residuals, summary=summary)
     run.write_page(report_page(bench.experiment, run.records(), run.partition(), summary))

@@ -306,3 +306,28 @@ def test_a_wrong_command_line_ends_with_two(run: Run, arguments: tuple[str, ...]
     said = run(*arguments)
     assert (said.code, said.out) == (2, "")
     assert "Error: " in said.err
+
+
+def test_a_privacy_plan_needs_less_noise_for_more_budget(run: Run) -> None:
+    asked = ["privacy", "plan", "--epsilon=2", "--delta=1e-6", "--clients=1000", "--rounds=50"]
+
+    rows = json.loads(run(*asked, "--cohort=100", "--json", "--accountant=rdp").out)["rows"]
+
+    by = {row["choice"]: row for row in rows}
+    assert by["epsilon x 2"]["noise_multiplier"] < by["as asked"]["noise_multiplier"]
+    assert by["cohort x 10"]["noise_to_signal"] < by["as asked"]["noise_to_signal"]
+    assert "as asked" in run(*asked, "--cohort=100", "--accountant=rdp", "--parameters=100").out
+    assert run(*asked, "--cohort=100", "--accountant=gdp").code == 2
+    assert "at most --clients = 1000" in run(*asked, "--cohort=2000").err
+
+
+def test_what_a_run_has_spent_is_read_from_its_ledger(run: Run, tmp_path: Path) -> None:
+    table = {"unit": "client", "noise_multiplier": 3.0, "delta": 1e-5, "clip": 1.0, "accountant": "rdp"}
+    strategy = {"name": "fedavg", "weighting": "uniform"}
+    summary = inline.simulate(tiny(tmp_path / "run", privacy=table, strategy=strategy))
+    inline.simulate(tiny(tmp_path / "plain"))
+
+    assert json.loads(run("privacy", "spent", tmp_path / "run").out) == summary["privacy"]
+    refused = run("privacy", "spent", tmp_path / "plain")
+    assert refused.code == 2
+    assert "without [privacy]" in refused.err

@@ -20,6 +20,7 @@ LAYERS = (
     ("rounds",),
     ("client", "server", "trainer"),
     ("engines", "inference"),
+    ("cli_files", "cli_privacy"),
     ("cli",),
     ("__main__", "/server", "/client"),
 )
@@ -33,12 +34,12 @@ HOMES = {
     "transformers": ("adapters", "models", "privacy", "tasks"),
     "datasets": ("data", "tasks"),
     "flwr_datasets": ("data",),
-    "opacus": ("privacy",),
+    "opacus": ("privacy", "training"),
     "google.protobuf": ("wire",),
     "grpc": ("wire", "trainer"),
     "flwr": ("wire", "rounds", "engines", "client", "server", "/server", "/client"),
-    "typer": ("cli",),
-    "rich": ("cli", "report"),
+    "typer": ("cli", "cli_files", "cli_privacy"),
+    "rich": ("cli", "cli_files", "cli_privacy", "report"),
     "sklearn": ("data",),
 }
 FLWR_PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.clientapp")

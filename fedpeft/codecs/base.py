@@ -52,6 +52,17 @@ class Codec(ABC):
             UnsupportedError: the codec needs something in common that was not given.
         """
 
+    def grows(self) -> str | None:
+        """Return why errors that are fed back would grow without end, and the remedy; None where they do not.
+
+        They do not where the error is smaller than what is encoded by a fixed share, as most codecs have it.
+        """
+        return None
+
+    def entropy_bits(self, tensors: Tensors, common: Common = NOTHING) -> float | None:
+        """Return the fewest bits that tensors as they arrive could take, by the codec's model; None without a model."""
+        return None
+
     @abstractmethod
     def error_bound(self, tensors: Tensors, common: Common = NOTHING) -> float:
         """Return a bound on the L2 norm of decode(encode(tensors)) - tensors; 0 for a lossless codec."""

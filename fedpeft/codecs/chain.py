@@ -77,6 +77,10 @@ class Chain(Codec):
             tensors = places.fill(tensors)
         return tensors
 
+    def grows(self) -> str | None:
+        """Return the first stage's reason there is."""
+        return next((reason for stage in (*self.sparse, self.last) if (reason := stage.grows()) is not None), None)
+
     def error_bound(self, tensors: Tensors, common: Common = NOTHING) -> float:
         """Return the sum of the stages' bounds, each on what the stages before it leave."""
         bound = 0.0

@@ -28,6 +28,7 @@ __all__ = [
     "Sparsity",
     "class_seal",
     "classes",
+    "entropy_bits",
     "flat_class",
     "unflattened",
 ]
@@ -50,6 +51,12 @@ class Sparsity(Frozen):
         share = self.densities.get(group.name, self.density)
         least = 1 if share and group.num_entries else 0
         return max(least, min(group.num_entries, math.floor(share * group.num_entries + 0.5)))
+
+    def grows(self) -> str | None:
+        """Return why fed-back errors would grow: a class of which nothing is ever sent."""
+        if all([self.density, *self.densities.values()]):
+            return None
+        return "a class with density 0 is never sent; give it a density > 0"
 
 
 @final
@@ -101,6 +108,16 @@ def unflattened(manifest: Sequence[Spec], groups: Sequence[tuple[Class, Floats]]
         for spec, (start, end) in zip(group.specs, pairwise(group.ends), strict=True)
     }
     return Tensors((spec.name, found[spec.name]) for spec in manifest)
+
+
+def entropy_bits(tensors: Tensors, common: Common, *, each: int, shared: int = 0) -> float:
+    """Return the sum over classes of n H(k/n) + each k + shared bits, where k of n entries are not 0."""
+    total = 0.0
+    for group in classes(tensors.manifest(), common):
+        n, k = group.num_entries, int(np.count_nonzero(flat_class(tensors, group)))
+        surprise = sum(count * math.log2(n / count) for count in (k, n - k) if count)
+        total += surprise + each * k + shared
+    return total
 
 
 @final

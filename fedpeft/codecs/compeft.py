@@ -14,16 +14,16 @@ Bits a class: n H(k/n) + k, and 60 bytes at most.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self, final
+from typing import final
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from fedpeft.codecs.base import NOTHING, Codec, Common
-from fedpeft.codecs.classes import Class, Sparsity, class_seal, classes, flat_class, unflattened
+from fedpeft.codecs.classes import Class, class_seal, classes, entropy_bits, flat_class, unflattened
 from fedpeft.codecs.frame import Reader
 from fedpeft.codecs.layout import require_finite, require_float32
 from fedpeft.codecs.positions import read_positions, write_positions
+from fedpeft.codecs.scaling import Scaling
 from fedpeft.codecs.selection import Floats, Places, largest
 from fedpeft.codecs.ternary import Bits, read_signs, scattered, std, toward_zero, write_signs
 from fedpeft.errors import TensorMismatchError
@@ -35,23 +35,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 @final
-class Options(Sparsity):
+class Options(Scaling):
     """How much is kept, and how large it arrives."""
-
-    scale: Literal["mean_abs", "std", "dp_norm"] = "mean_abs"
-    """What each kept entry's magnitude becomes."""
-    alpha: float | None = Field(default=None, gt=0)
-    """Of std, and of nothing else: times the standard deviation; 1 when unset."""
-    norm: float | None = Field(default=None, gt=0)
-    """Of dp_norm, and of nothing else: the L2 norm of what arrives."""
-
-    @model_validator(mode="after")
-    def _no_setting_without_effect(self) -> Self:
-        if self.alpha is not None and self.scale != "std":
-            raise ValueError(f"alpha has no effect with scale = {self.scale!r}; leave it out, or set scale = 'std'")
-        if (self.norm is None) == (self.scale == "dp_norm"):
-            raise ValueError("norm belongs to scale = 'dp_norm': give both or neither")
-        return self
 
 
 @final
@@ -100,6 +85,14 @@ class ComPEFT(Codec):
             for group, places, scale, negative in found
         ]
         return unflattened(manifest, flats)
+
+    def grows(self) -> str | None:
+        """Return why fed-back errors would grow: too large a scale, or a class of which nothing is ever sent."""
+        return self.options.grows()
+
+    def entropy_bits(self, tensors: Tensors, common: Common = NOTHING) -> float:
+        """Return n H(k/n) + k for each class, and its scale's 32."""
+        return entropy_bits(tensors, common, each=1, shared=0 if self.options.scale == "dp_norm" else 32)
 
     def error_bound(self, tensors: Tensors, common: Common = NOTHING) -> float:
         """Return the root of the sum over classes of |x|^2 - 2 s (k/n) |x|_1 + k s^2, where k are kept at scale s.

@@ -67,6 +67,12 @@ class RandomK(Sparse):
         """
         return Chain((self,), Exact()).decode(data, manifest, common)
 
+    def grows(self) -> str | None:
+        """Return why fed-back errors would grow: rescaled values, or a class of which nothing is ever sent."""
+        if self.options.rescale:
+            return "rescale = true sends each kept entry n/k times as large; leave rescale out"
+        return self.options.grows()
+
     def error_bound(self, tensors: Tensors, common: Common = NOTHING) -> float:
         """Return the norm; with rescale, that times n/k - 1 of the class where this is largest."""
         groups = classes(tensors.manifest(), common)

@@ -12,7 +12,7 @@ from typing import final
 
 from fedpeft.codecs.base import NOTHING, Codec, Common, Sparse
 from fedpeft.codecs.chain import Chain
-from fedpeft.codecs.classes import KeptInClasses, Sparsity, class_seal, classes, flat_class
+from fedpeft.codecs.classes import KeptInClasses, Sparsity, class_seal, classes, entropy_bits, flat_class
 from fedpeft.codecs.exact import Exact
 from fedpeft.codecs.frame import Reader
 from fedpeft.codecs.layout import require_finite, require_float32
@@ -55,6 +55,14 @@ class TopK(Sparse):
             TensorMismatchError: the manifest itself is not all float32.
         """
         return Chain((self,), Exact()).decode(data, manifest, common)
+
+    def grows(self) -> str | None:
+        """Return why fed-back errors would grow: a class of which nothing is ever sent."""
+        return self.options.grows()
+
+    def entropy_bits(self, tensors: Tensors, common: Common = NOTHING) -> float:
+        """Return n H(k/n) + 32 k for each class."""
+        return entropy_bits(tensors, common, each=32)
 
     def error_bound(self, tensors: Tensors, common: Common = NOTHING) -> float:
         """Return sqrt(1 - k/n) * norm for each class, put together: what is left out is smaller than what is kept."""

@@ -2,7 +2,19 @@
 
 from fedpeft.config.base import Frozen
 from fedpeft.config.load import load, parse
-from fedpeft.config.schema import Choice, Choices, Compute, Evaluate, Experiment, Output, Pretrain, Rounds, Train
+from fedpeft.config.privacy import Privacy
+from fedpeft.config.schema import (
+    Choice,
+    Choices,
+    Compute,
+    Evaluate,
+    Experiment,
+    Feedback,
+    Output,
+    Pretrain,
+    Rounds,
+    Train,
+)
 
 __all__ = [
     "Choice",
@@ -10,9 +22,11 @@ __all__ = [
     "Compute",
     "Evaluate",
     "Experiment",
+    "Feedback",
     "Frozen",
     "Output",
     "Pretrain",
+    "Privacy",
     "Rounds",
     "Train",
     "load",

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from fedpeft import plugins
 from fedpeft.config.base import Frozen
 from fedpeft.config.explain import explain
+from fedpeft.config.privacy import Privacy
 from fedpeft.config.schema import (
     Calibration,
     Choice,
@@ -19,6 +20,7 @@ from fedpeft.config.schema import (
     Compute,
     Evaluate,
     Experiment,
+    Feedback,
     Output,
     Pretrain,
     Rounds,
@@ -44,6 +46,7 @@ _CHAINS = ("codec", "codec_down")
 """Choices that may be several, as an array of tables."""
 _OPTIONAL = ("pretrain_data", "calibration_data")
 _TABLES: dict[str, type[Frozen]] = {
+    "feedback": Feedback,
     "train": Train,
     "rounds": Rounds,
     "evaluate": Evaluate,
@@ -51,12 +54,13 @@ _TABLES: dict[str, type[Frozen]] = {
     "output": Output,
     "pretrain": Pretrain,
     "calibration": Calibration,
+    "privacy": Privacy,
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "codec": {"name": "none"},
     "codec_down": {"name": "none"},
     "strategy": {"name": "fedavg"},
-    **{name: {} for name in ("train", "rounds", "evaluate", "compute", "output")},
+    **{name: {} for name in ("feedback", "train", "rounds", "evaluate", "compute", "output")},
 }
 _BARE = re.compile(r"""[^\s\[\]{}"'=,][^\[\]{}"'\n\r]*""")
 """A word that needs no quotes on the command line: a name, a path, a hub id."""
@@ -185,10 +189,21 @@ def _across(values: Mapping[str, Any]) -> list[str]:
             f"rounds.min_clients = {rounds.min_clients}: "
             f"expected <= rounds.clients_per_round = {rounds.clients_per_round}"
         )
+    if rounds.sampling == "poisson" and rounds.clients_per_round is None:
+        problems.append("rounds.sampling = 'poisson': has no effect without rounds.clients_per_round; set it")
+    problems += _idle_feedback(values)
     for name in ("pretrain", "calibration"):
         if (values[name] is None) != (values[f"{name}_data"] is None):
             problems.append(f"{name} and {name}_data: give both tables or neither")
     return problems
+
+
+def _idle_feedback(values: Mapping[str, Any]) -> list[str]:
+    return [
+        f"feedback.{side} = true: has no effect with {key} 'none'; remove it or set {key}"
+        for side, key in (("up", "codec"), ("down", "codec_down"))
+        if vars(values["feedback"])[side] and values[key].names == ("none",)
+    ]
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

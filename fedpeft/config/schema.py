@@ -11,6 +11,7 @@ from pydantic import Field
 
 from fedpeft import plugins
 from fedpeft.config.base import Frozen
+from fedpeft.config.privacy import Privacy
 
 __all__ = [
     "Calibration",
@@ -19,6 +20,7 @@ __all__ = [
     "Compute",
     "Evaluate",
     "Experiment",
+    "Feedback",
     "Output",
     "Pretrain",
     "Rounds",
@@ -99,7 +101,9 @@ class Rounds(Frozen):
     num_rounds: int = Field(default=10, ge=1)
     """Rounds in all."""
     clients_per_round: int | None = Field(default=None, ge=1)
-    """Clients drawn a round, uniformly without replacement; all when unset."""
+    """Clients drawn a round, uniformly; all when unset."""
+    sampling: Literal["fixed", "poisson"] = "fixed"
+    """fixed: exactly clients_per_round; poisson: each client on its own, so many on average."""
     min_clients: int = Field(default=1, ge=1)
     """Fewer replies than this stop the run."""
     timeout_seconds: float = Field(default=3600.0, gt=0)
@@ -124,6 +128,16 @@ class Evaluate(Frozen):
     """Share of a client's examples kept from its training when on_clients is set."""
     max_examples: int | None = Field(default=None, ge=1)
     """Evaluate on the first so many held-out examples only."""
+
+
+@final
+class Feedback(Frozen):
+    """Error feedback: what a lossy codec leaves out of one round is added to the next."""
+
+    up: bool = False
+    """On what clients send; each keeps what was left out of its own changes."""
+    down: bool = False
+    """On what the server sends; it goes on from what clients decode, and keeps what that lacks."""
 
 
 @final
@@ -187,6 +201,7 @@ class Experiment:
     """Of what clients send; of several, each but the last says which entries it keeps for the next."""
     codec_down: Choices
     """Of what the server sends."""
+    feedback: Feedback
     train: Train
     rounds: Rounds
     evaluate: Evaluate
@@ -196,6 +211,7 @@ class Experiment:
     pretrain_data: Choice | None = None
     calibration: Calibration | None = None
     calibration_data: Choice | None = None
+    privacy: Privacy | None = None
 
     def table(self) -> dict[str, Any]:
         """Return the experiment as it would stand in a file, every default written out."""

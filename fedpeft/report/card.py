@@ -45,6 +45,7 @@ def model_card(
         f"## Results\n\n{_results(summary)}",
         f"## How to load it\n\n{_loading(base, in_peft_format=in_peft_format, commands=commands)}",
         f"## Experiment\n\nConfiguration hash `{summary['config_hash']}`.\n\n{_settings(experiment)}",
+        *([f"## Privacy\n\n{_table(('what', 'holds'), summary['privacy'].items())}"] if "privacy" in summary else []),
         f"## Versions\n\n{_table(('package', 'version'), summary['versions'].items())}",
     ]
     return "\n\n".join(sections) + "\n"

@@ -38,7 +38,8 @@ def round_words(record: RoundRecord) -> list[str]:
     replied = len(record.clients) - len(record.failures)
     clients = [f"clients {replied}/{len(record.clients)}"] if record.clients else []
     moved = [f"up {as_bytes(record.bytes_up)}", f"down {as_bytes(record.bytes_down)}"] if record.clients else []
-    return [*train, *metrics, *clients, *moved, as_seconds(record.total_seconds)]
+    spent = [] if record.epsilon is None else [f"epsilon {as_number(record.epsilon)}"]
+    return [*train, *metrics, *clients, *spent, *moved, as_seconds(record.total_seconds)]
 
 
 def partition_rows(shares: Sequence[Share]) -> list[tuple[str, str, str]]:
@@ -72,7 +73,17 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
         f"{summary['num_rounds']} rounds in {as_seconds(summary['seconds'])}, up {as_bytes(summary['bytes_up'])}, "
         f"down {as_bytes(summary['bytes_down'])}, {summary['num_failures']} failed replies"
     )
-    return [*reached, cost]
+    return [*reached, cost, *_privacy(summary)]
+
+
+def _privacy(summary: Mapping[str, Any]) -> list[str]:
+    if (said := summary.get("privacy")) is None:
+        return []
+    valid = f"; {said['valid_for']}" if "valid_for" in said else ""
+    return [
+        f"privacy of one {said['unit']}: epsilon {as_number(said['epsilon'])} at delta {said['delta']:g} "
+        f"({said['accountant']}, noise {said['randomness']}){valid}"
+    ]
 
 
 def _labels(counts: Mapping[str, int]) -> str:

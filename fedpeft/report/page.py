@@ -49,6 +49,7 @@ def report_page(
         *_section("Failures", ("round", "client", "reason"), _failures(records)),
         *_partition(shares),
         *_section("Experiment", ("key", "value"), flatten(experiment.table())),
+        *(_section("Privacy", ("what", "holds"), _told(summary)) if "privacy" in summary else ()),
         *_section("Made with", ("package", "version"), summary["versions"].items()),
     )
     page = element("html", _head(experiment.name), body, lang="en")
@@ -67,6 +68,10 @@ def _head(title: str) -> Element:
         element("title", f"{title} - fedpeft"),
         element("style", _STYLE),
     )
+
+
+def _told(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name.replace("_", " "), f"{value}") for name, value in summary["privacy"].items()]
 
 
 def _tiles(summary: Mapping[str, Any]) -> list[Element]:

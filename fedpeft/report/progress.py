@@ -123,6 +123,7 @@ class TerminalWatcher(Watcher):
     def _figures(self, record: RoundRecord) -> str:
         shown = dict(record.metrics) or ({} if record.train_loss is None else {"train loss": record.train_loss})
         figures = [f"{name} {as_number(value)}" for name, value in sorted(shown.items(), reverse=True)]
+        figures += [] if record.epsilon is None else [f"epsilon {as_number(record.epsilon)}"]
         return "  ".join([*figures, f"up {as_bytes(self._bytes[0])}", f"down {as_bytes(self._bytes[1])}"])
 
 

@@ -54,8 +54,16 @@ class RoundRecord:
     """On the held-out data; empty when the round was not evaluated."""
     client_metrics: dict[str, float] = field(default_factory=dict)
     """On the clients' own held-out shares, weighted by examples."""
+    epsilon: float | None = None
+    """Spent so far, this round included; None without privacy."""
     bytes_up: Count = 0
     bytes_down: Count = 0
+    """Headers, checksums and bodies, as they were sent; what Flower and gRPC wrap around them is not counted."""
+    bytes_up_fp32: Count = 0
+    bytes_down_fp32: Count = 0
+    """4 for each scalar in those bodies, and no header."""
+    bytes_up_bound: Count | None = None
+    """The fewest that the updates' bodies could take by their codec's model (``Codec.entropy_bits``), if it has one."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by phase; the phases do not overlap."""
 
@@ -97,8 +105,9 @@ def _reader() -> TypeAdapter[RoundRecord]:
 
 
 def _numbers(record: RoundRecord) -> Iterator[tuple[str, float]]:
-    if record.train_loss is not None:
-        yield "train_loss", record.train_loss
+    for name in ("train_loss", "epsilon"):
+        if vars(record)[name] is not None:
+            yield name, vars(record)[name]
     for group in ("metrics", "client_metrics", "seconds"):
         for name, value in vars(record)[group].items():
             yield f"{group}.{name}", value

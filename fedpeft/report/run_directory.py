@@ -16,6 +16,7 @@ from fedpeft import config
 from fedpeft.config import Experiment
 from fedpeft.errors import ConfigError, InputError, ResumeError
 from fedpeft.files import flush_folder, write_atomic
+from fedpeft.privacy.ledger import FILE_NAME, Ledger
 from fedpeft.report.record import RoundRecord
 from fedpeft.report.text import flatten
 
@@ -120,6 +121,11 @@ class RunDirectory:
     def clients(self) -> Path:
         """The folder of what clients keep between rounds, where they run in the server's process."""
         return self.path / "clients"
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the run has spent of its privacy budget."""
+        return Ledger(self.path / FILE_NAME)
 
     @property
     def adapter(self) -> Path:
@@ -247,6 +253,11 @@ def _has_room(path: Path, *, overwrite: bool) -> bool:
         raise InputError(f"{path}: not empty; continue that run, overwrite it, or name another directory")
     if not (path / _CONFIG).is_file():
         raise InputError(f"{path}: holds files of something else than a run; name another directory")
+    if (path / FILE_NAME).exists():
+        raise InputError(
+            f"{path}: holds a privacy ledger ({FILE_NAME}), and what was spent on the same data stays spent; "
+            "name another directory, and count this run's epsilon too"
+        )
     return False
 
 

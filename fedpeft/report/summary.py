@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import fedpeft
@@ -12,8 +12,14 @@ from fedpeft.report.record import RoundRecord
 __all__ = ["summarise", "versions"]
 
 
-def summarise(experiment: Experiment, records: Sequence[RoundRecord], *, adapter_digest: str) -> dict[str, Any]:
-    """Return the summary of a run from its rounds alone, so that a resumed run has the same."""
+def summarise(
+    experiment: Experiment,
+    records: Sequence[RoundRecord],
+    *,
+    adapter_digest: str,
+    privacy: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the summary of a run from its rounds, and its privacy ledger, alone: a resumed run has the same."""
     return {
         "name": experiment.name,
         "config_hash": experiment.hash,
@@ -24,9 +30,12 @@ def summarise(experiment: Experiment, records: Sequence[RoundRecord], *, adapter
         **_metrics([record for record in records if record.metrics]),
         "bytes_up": sum(record.bytes_up for record in records),
         "bytes_down": sum(record.bytes_down for record in records),
+        "bytes_up_fp32": sum(record.bytes_up_fp32 for record in records),
+        "bytes_down_fp32": sum(record.bytes_down_fp32 for record in records),
         "seconds": round(sum(record.total_seconds for record in records), 3),
         "num_failures": sum(len(record.failures) for record in records),
         "adapter_digest": adapter_digest,
+        **({} if privacy is None else {"privacy": dict(privacy)}),
     }
 
 

@@ -21,7 +21,8 @@ __all__ = ["KEEP", "Checkpoint", "latest", "save"]
 
 KEEP = 2
 """The newest so many checkpoints stay."""
-_FORMAT = 1
+_FORMAT = 2
+_TENSORS = ("adapter", "memory", "exact")
 
 
 @final
@@ -43,6 +44,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     partial.mkdir(parents=True)
     save_file(dict(checkpoint.state.adapter), partial / "adapter.safetensors")
     save_file(dict(checkpoint.state.memory), partial / "memory.safetensors")
+    save_file(dict(checkpoint.state.exact), partial / "exact.safetensors")
     (partial / "plan.bin").write_bytes(checkpoint.plan.to_bytes())
     (partial / "checkpoint.json").write_text(json.dumps(_header(checkpoint), indent=1))
     final_folder = folder / _name(checkpoint.round_number)
@@ -71,6 +73,7 @@ def _header(checkpoint: Checkpoint) -> dict[str, Any]:
         "plan_hash": checkpoint.plan.hash,
         "adapter": {"names": list(checkpoint.state.adapter), "digest": checkpoint.state.adapter.digest()},
         "memory": {"names": list(checkpoint.state.memory), "digest": checkpoint.state.memory.digest()},
+        "exact": {"names": list(checkpoint.state.exact), "digest": checkpoint.state.exact.digest()},
     }
 
 
@@ -80,13 +83,13 @@ def _read(folder: Path) -> Checkpoint:
         if header["format"] != _FORMAT or folder.name != _name(header["round"]):
             raise ValueError(f"format {header['format']}, round {header['round']}")
         kept = {name: str(header[name]) for name in ("config_hash", "base_hash", "plan_hash")}
-        sums = {name: (list(header[name]["names"]), header[name]["digest"]) for name in ("adapter", "memory")}
+        sums = {name: (list(header[name]["names"]), header[name]["digest"]) for name in _TENSORS}
     with _piece(folder / "plan.bin") as path:
         plan = Plan.from_bytes(path.read_bytes())
         if plan.hash != kept.pop("plan_hash"):
             raise ValueError("the plan does not match its hash")
-    adapter, memory = (_tensors(folder / f"{name}.safetensors", *sums[name]) for name in ("adapter", "memory"))
-    return Checkpoint(round_number=header["round"], state=State(adapter=adapter, memory=memory), plan=plan, **kept)
+    state = State(**{name: _tensors(folder / f"{name}.safetensors", *sums[name]) for name in _TENSORS})
+    return Checkpoint(round_number=header["round"], state=state, plan=plan, **kept)
 
 
 def _tensors(path: Path, names: list[str], digest: str) -> Tensors:

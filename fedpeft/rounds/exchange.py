@@ -30,6 +30,11 @@ class Reply:
     client: int
     bytes_down: int
     bytes_up: int = 0
+    floats_down: int = 0
+    floats_up: int = 0
+    """Scalars in the bodies."""
+    bits_up: float | None = None
+    """The fewest bits the update could take by its codec's model, if it has one."""
     update: ClientUpdate | None = None
     header: Update | Evaluated | None = None
     failure: Failure | None = None
@@ -57,7 +62,7 @@ class Exchange:
     def _ask(self, kind: Literal["train", "evaluate"], cohort: Iterable[int]) -> Iterator[Reply]:
         rounds = self.bench.experiment.rounds
         bodies: dict[int | None, tuple[tuple[Spec, ...], bytes]] = {}
-        sent: dict[int, int] = {}
+        sent: dict[int, tuple[int, int]] = {}
 
         def outgoing() -> Iterator[tuple[int, Message]]:
             for client in cohort:
@@ -67,14 +72,14 @@ class Exchange:
                 manifest, body = bodies[directive.rank]
                 header = Broadcast(envelope=self._envelope(manifest), client=client, kind=kind, directive=directive)
                 content = pack(header, body)
-                sent[client] = size(content)
+                sent[client] = (size(content), header.envelope.num_elements)
                 group, ttl = str(self.round_number), rounds.timeout_seconds
                 yield client, self.grid.create_message(content, kind, self.nodes[client], group, ttl)
 
         for client, message in in_order(self.grid, outgoing(), window=rounds.window, timeout=rounds.timeout_seconds):
-            yield self._take(kind, client, message, sent.pop(client))
+            yield self._take(kind, client, message, *sent.pop(client))
 
-    def _take(self, kind: str, client: int, message: Message | None, bytes_down: int) -> Reply:
+    def _take(self, kind: str, client: int, message: Message | None, bytes_down: int, floats_down: int) -> Reply:
         """Check one reply; one that is late, wrong or damaged is a failure of that client alone."""
         try:
             if message is None:
@@ -86,8 +91,21 @@ class Exchange:
             read = self._update if kind == "train" else self._evaluated
             update, header = read(client, message.content)
         except FedpeftError as error:
-            return Reply(client=client, bytes_down=bytes_down, failure=Failure(client=client, reason=str(error)))
-        return Reply(client=client, bytes_down=bytes_down, bytes_up=size(message.content), update=update, header=header)
+            failure = Failure(client=client, reason=str(error))
+            return Reply(client=client, bytes_down=bytes_down, floats_down=floats_down, failure=failure)
+        return Reply(
+            client=client,
+            bytes_down=bytes_down,
+            bytes_up=size(message.content),
+            floats_down=floats_down,
+            floats_up=header.envelope.num_elements,
+            bits_up=self._entropy_bits(client, update) if update is not None else None,
+            update=update,
+            header=header,
+        )
+
+    def _entropy_bits(self, client: int, update: ClientUpdate) -> float | None:
+        return self.bench.codec.entropy_bits(update.delta.joined(update.beside), self._common("up", client))
 
     def _update(self, client: int, content: RecordDict) -> tuple[ClientUpdate, Update]:
         header, body = unpack(content, Update)
@@ -139,7 +157,7 @@ class Exchange:
     def _sending(self, kind: Literal["train", "evaluate"], directive: Directive) -> Tensors:
         """Return the adapter, for training what the strategy sends beside it, and what rebuilds a residual."""
         slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
-        whole = self.state.adapter.select(spec.name for spec in strategy.downlink(slots))
+        whole = (self.state.exact or self.state.adapter).select(spec.name for spec in strategy.downlink(slots))
         sending = sliced(whole, slots, rank=directive.rank)
         if kind == "train":
             beside = strategy.broadcast(slots, self.state)

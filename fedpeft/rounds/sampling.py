@@ -1,5 +1,7 @@
 """Who takes part in a round."""
 
+from typing import Literal
+
 import torch
 
 from fedpeft import seeds
@@ -7,10 +9,25 @@ from fedpeft import seeds
 __all__ = ["draw_cohort"]
 
 
-def draw_cohort(num_clients: int, clients_per_round: int | None, *, seed: int, round_number: int) -> tuple[int, ...]:
-    """Return the round's clients in ascending order, drawn uniformly without replacement; all of them when None."""
+def draw_cohort(
+    num_clients: int,
+    clients_per_round: int | None,
+    *,
+    seed: int,
+    round_number: int,
+    sampling: Literal["fixed", "poisson"] = "fixed",
+    generator: torch.Generator | None = None,
+) -> tuple[int, ...]:
+    """Return the round's clients in ascending order; all of them when clients_per_round is None.
+
+    fixed: exactly so many, without replacement. poisson: each on its own with probability clients_per_round /
+    num_clients, so perhaps none. The generator, where given, takes the place of one that seed and round make.
+    """
     if clients_per_round is None or clients_per_round >= num_clients:
         return tuple(range(num_clients))
-    generator = seeds.generator(seed, "cohort", round_number)
+    generator = generator or seeds.generator(seed, "cohort", round_number)
+    if sampling == "poisson":
+        chances = torch.rand(num_clients, generator=generator, dtype=torch.float64)
+        return tuple((chances < clients_per_round / num_clients).nonzero().flatten().tolist())
     drawn = torch.randperm(num_clients, generator=generator)[:clients_per_round]
     return tuple(sorted(drawn.tolist()))

@@ -32,6 +32,9 @@ class State:
     """The global adapter: the exchanged slots, float32."""
     memory: Tensors = field(default_factory=Tensors)
     """The strategy's own tensors (momentum, control variates, residuals)."""
+    exact: Tensors = field(default_factory=Tensors)
+    """The adapter before the downlink's codec, with feedback.down; empty without. The server's alone: what a strategy
+    returns of it is not looked at."""
 
 
 @final
@@ -170,12 +173,23 @@ class Strategy(ABC, Generic[T]):
         """Return whether clients keep tensors of their own between rounds: what finish returns as memory."""
         return False
 
+    def takes_feedback(self) -> bool:
+        """Return whether what is left out of one round's change may be added to a later one's; not by default.
+
+        So it is where the next adapter is the last one plus a mean of the changes, in coordinates that stay.
+        """
+        return False
+
     def least_updates(self) -> int:
         """Return the fewest updates a round can be aggregated from."""
         return 1
 
     def rescales(self) -> bool:
         """Tell whether a directive may change the scale of the pairs; an adapter that cannot is refused at once."""
+        return False
+
+    def sums(self) -> bool:
+        """Tell whether the server uses nothing of the updates but their plain sum: what noise on that sum protects."""
         return False
 
     def init(self, slots: Sequence[Slot], adapter: Tensors) -> State:

@@ -8,6 +8,7 @@ ranks are zero: it needs neither another model nor a mask. Heads, and slots that
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
@@ -24,6 +25,7 @@ __all__ = [
     "first_of",
     "padded",
     "rank_axes",
+    "rank_masks",
     "rank_of",
     "require_ranks",
     "require_zero_start",
@@ -48,6 +50,19 @@ class RankOptions(Frozen):
 def rank_axes(slots: Iterable[Slot]) -> dict[str, int]:
     """Return factor name -> the axis that counts ranks: 0 of A (rank, d_in), 1 of B (d_out, rank)."""
     return {slot.name: axis for pair in pairs(slots) for slot, axis in ((pair.a, 0), (pair.b, 1))}
+
+
+def rank_masks(slots: Iterable[Slot], *, rank: int | None, held: int = 0) -> dict[str, Tensor]:
+    """Return factor name -> mask that is true in ranks ``[held:rank]`` and broadcasts; none where all ranks train."""
+    if rank is None and not held:
+        return {}
+    masks = {}
+    for pair in pairs(slots):
+        for slot, axis in ((pair.a, 0), (pair.b, 1)):
+            places = torch.arange(slot.shape[axis])
+            kept = (places >= held) & (places < (len(places) if rank is None else rank))
+            masks[slot.name] = kept.reshape(-1, 1) if axis == 0 else kept.reshape(1, -1)
+    return masks
 
 
 def rank_of(slots: Sequence[Slot], *, strategy: str) -> int:

@@ -67,6 +67,10 @@ class Scaffold(Strategy[WeightedSum]):
         """Each client keeps its control variate."""
         return True
 
+    def takes_feedback(self) -> bool:
+        """Both the change and that of the control variate are summed."""
+        return True
+
     def init(self, slots: Sequence[Slot], adapter: Tensors) -> State:
         """Start with no correction: c = 0, and c_k = 0 until client k has trained."""
         return State(adapter=adapter, memory=_named(adapter.zeros()))

@@ -43,6 +43,14 @@ class Averaging(Strategy[WeightedSum]):
 
     options: WeightingOptions
 
+    def sums(self) -> bool:
+        """All that is used is the sum, where no client's number of examples weighs it."""
+        return self.options.weighting == "uniform"
+
+    def takes_feedback(self) -> bool:
+        """What a round lacks of a change, a later mean has."""
+        return True
+
     def start(self) -> WeightedSum:
         """Return an empty sum."""
         return WeightedSum()

@@ -27,8 +27,8 @@ class Outcome:
     num_steps: int
     num_seen: int
     """Examples seen, repeats counted."""
-    train_loss: float
-    """Mean loss over the examples seen, penalties left out."""
+    train_loss: float | None
+    """Mean loss over the examples seen, penalties left out; None where it is not to be known."""
 
 
 def train_locally(
@@ -120,7 +120,7 @@ def _differentiate(
 
 
 def _checked(outcome: Outcome, parameters: Mapping[str, nn.Parameter]) -> Outcome:
-    if not math.isfinite(outcome.train_loss):
+    if outcome.train_loss is not None and not math.isfinite(outcome.train_loss):
         raise RunError(f"training diverged: mean loss is {outcome.train_loss}; lower train.learning_rate")
     for name, parameter in parameters.items():
         if not bool(torch.isfinite(parameter).all()):

@@ -15,16 +15,21 @@ from fedpeft.config import Experiment
 from fedpeft.data.base import Splits
 from fedpeft.data.shares import Shares, deal
 from fedpeft.errors import ConfigError, DataError, UnsupportedError
+from fedpeft.privacy.mechanism import Mechanism, mechanism
+from fedpeft.privacy.proof import prove
 from fedpeft.strategies.base import State, Strategy
 from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
 from fedpeft.training.adapted import Adapted, adapt
-from fedpeft.training.loop import evaluate
+from fedpeft.training.feedback import require_feedback, settled
+from fedpeft.training.loop import evaluate, to_device
+from fedpeft.training.private_fit import require_private
 
 __all__ = ["Workbench", "assemble", "require_fit"]
 
 _CACHED_CLIENTS = 1024
+_PROBE = 4
 
 
 @final
@@ -41,6 +46,8 @@ class Workbench:
     splits: Splits
     shares: Shares
     adapted: Adapted
+    mechanism: Mechanism | None = None
+    """What the [privacy] table comes to."""
     _encoded: OrderedDict[int, tuple[Examples, Examples]] = field(default_factory=OrderedDict, repr=False)
 
     @cached_property
@@ -62,6 +69,21 @@ class Workbench:
         first = self.strategy.init(self.adapted.attached.slots, self.adapted.initial)
         self.adapted.place(first.adapter, self.residuals(first))
         self.score(self.held_out[:1])
+        _ = self.proven
+
+    @cached_property
+    def proven(self) -> bool:
+        """Whether gradients of single examples were tried on public examples and found right; True or an error.
+
+        Raises:
+            UnsupportedError: they are not what they should be; nothing is trained.
+        """
+        if self.mechanism is None or self.mechanism.privacy.unit != "example":
+            return True
+        model, task = self.adapted.attached.model, self.adapted.task
+        probe = to_device(task.collate([self.held_out[at] for at in range(min(_PROBE, len(self.held_out)))]), model)
+        prove(model, self.adapted.adapter.gradients(), probe, task.losses)
+        return True
 
     def residuals(self, state: State) -> Tensors:
         """Return what the strategy adds to frozen weights, group -> (d_out, d_in): the bits that clients rebuild."""
@@ -73,6 +95,17 @@ class Workbench:
         roles = {slot.name: slot.role for slot in self.adapted.attached.slots}
         whose = () if client is None else (client,)
         return Common(roles=roles, seed=seeds.derive(self.experiment.seed, "codec", direction, round_number, *whose))
+
+    def remembers(self) -> bool:
+        """Return whether clients keep anything between rounds: for their strategy, or for error feedback."""
+        return self.strategy.remembers() or self.experiment.feedback.up
+
+    def settled(self, before: State, after: State, *, round_number: int) -> State:
+        """Return the state after a round, its adapter what clients decode of it where feedback.down says so."""
+        if not self.experiment.feedback.down:
+            return after
+        names = [spec.name for spec in self.strategy.downlink(self.adapted.attached.slots)]
+        return settled(self.codec_down, self.common("down", round_number=round_number), names, before, after)
 
     def retracted(self, state: State) -> State:
         """Return the aggregate where the adapter's parameters live."""
@@ -129,15 +162,28 @@ def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
     adapted = adapt(experiment, splits.label_names, plan)
     strategy: Strategy[Any] = experiment.strategy.build()
     require_fit(experiment, strategy, adapted, num_clients=shares.num_clients)
+    codec, codec_down = chained(experiment.codec.build()), _down(experiment)
+    require_feedback(experiment, strategy, adapted.adapter, up=codec, down=codec_down)
     return Workbench(
         experiment=experiment,
         strategy=strategy,
-        codec=chained(experiment.codec.build()),
-        codec_down=_down(experiment),
+        codec=codec,
+        codec_down=codec_down,
         splits=splits,
         shares=shares,
         adapted=adapted,
+        mechanism=_mechanism(experiment, strategy, adapted, num_clients=shares.num_clients),
     )
+
+
+def _mechanism(
+    experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, *, num_clients: int
+) -> Mechanism | None:
+    privacy = experiment.privacy
+    if privacy is None:
+        return None
+    require_private(experiment, privacy, strategy, adapted, num_clients=num_clients)
+    return mechanism(privacy, train=experiment.train, rounds=experiment.rounds, num_clients=num_clients)
 
 
 def _down(experiment: Experiment) -> Codec:
@@ -190,7 +236,13 @@ def _require_start(experiment: Experiment, strategy: Strategy[Any], adapted: Ada
     slots = adapted.attached.slots
     state = strategy.init(slots, adapted.initial)
     asked = (strategy.directive(slots, state, round_number=1, client=client) for client in range(num_clients))
-    if strategy.rescales() or any(directive.rank is not None for directive in asked):
+    ranked = any(directive.rank is not None for directive in asked)
+    if ranked and experiment.feedback.down:
+        raise UnsupportedError(
+            f"feedback.down = true and strategy {experiment.strategy.name!r}, which sends clients unequal ranks, do "
+            "not go together: a slice is packed otherwise than the whole, so clients decode other bits; leave it out"
+        )
+    if strategy.rescales() or ranked:
         require_zero_start(slots, adapted.initial, strategy=experiment.strategy.name)
 
 

@@ -145,7 +145,9 @@ def _write_update(message: pb.Update, update: Update) -> None:
     message.client = update.client
     message.num_examples = update.num_examples
     message.num_steps = update.num_steps
-    message.train_loss = update.train_loss
+    message.ClearField("train_loss")
+    if update.train_loss is not None:
+        message.train_loss = update.train_loss
     message.seconds = update.seconds
 
 
@@ -189,7 +191,7 @@ def _read_update(message: pb.Header, envelope: Envelope) -> Update:
         client=given.client,
         num_examples=_count("num_examples", given.num_examples),
         num_steps=_count("num_steps", given.num_steps, at_least=0),
-        train_loss=_finite("train_loss", given.train_loss),
+        train_loss=_finite("train_loss", given.train_loss) if given.HasField("train_loss") else None,
         seconds=_finite("seconds", given.seconds, at_least=0.0),
     )
 

@@ -68,8 +68,8 @@ class Update:
     """Examples the client holds."""
     num_steps: int
     """Optimizer steps taken."""
-    train_loss: float
-    """Mean over the steps."""
+    train_loss: float | None
+    """Mean over the steps; None where privacy forbids to tell, and then the counts are 1 and 0 for everyone."""
     seconds: float
     """Of training, wall clock."""
 

@@ -21,6 +21,7 @@ from fedpeft.rounds import exchange
 from fedpeft.strategies.base import State
 from fedpeft.strategies.ranks import rank_axes, sliced
 from fedpeft.tensors import Tensors
+from fedpeft.training import turn
 from fedpeft.training.workbench import Workbench, assemble
 from tests.conftest import tiny
 from tests.e2e.test_inline import lines
@@ -170,14 +171,14 @@ def test_clients_hold_zeros_beyond_their_ranks(tmp_path: Path, monkeypatch: pyte
     experiment = run_of(tmp_path / "run", name=name, client_rank=list(RANKS))
     slots = assemble(experiment).adapted.attached.slots
     held: list[tuple[int, Tensors]] = []
-    train: Callable[..., Any] = vars(client)["_train_slots"]
+    train: Callable[..., Any] = vars(client)["train_turn"]
 
-    def training(bench: Workbench, *arguments: Any) -> Any:
-        outcome = train(bench, *arguments)
-        held.append((arguments[-1].client, bench.adapted.attached.read()))
+    def training(bench: Workbench, *arguments: Any, **options: Any) -> Any:
+        outcome = train(bench, *arguments, **options)
+        held.append((options["client"], bench.adapted.attached.read()))
         return outcome
 
-    monkeypatch.setattr(client, "_train_slots", training)
+    monkeypatch.setattr(client, "train_turn", training)
     simulate(experiment)
 
     assert len(held) == 9
@@ -197,7 +198,7 @@ def test_clients_of_dylora_train_and_evaluate_at_the_scale_of_the_round_and_the_
         evaluate={"on_clients": True, "client_fraction": 0.25},
     )
     seen: dict[str, list[set[float]]] = {"train": [], "score": []}
-    train: Callable[..., Any] = vars(client)["train_locally"]
+    train: Callable[..., Any] = vars(turn)["train_locally"]
     score = Workbench.score
 
     def scales_of(model: Any) -> set[float]:
@@ -212,7 +213,7 @@ def test_clients_of_dylora_train_and_evaluate_at_the_scale_of_the_round_and_the_
         return score(self, examples)
 
     monkeypatch.setattr(Workbench, "score", scoring)
-    monkeypatch.setattr(client, "train_locally", training)
+    monkeypatch.setattr(turn, "train_locally", training)
     simulate(experiment)
 
     bench = assemble(experiment)

@@ -46,14 +46,14 @@ def watch_bodies(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[int]]:
 def watch_clients(monkeypatch: pytest.MonkeyPatch) -> list[Tensors]:
     """Keep what every client holds after its local training."""
     held: list[Tensors] = []
-    train: Callable[..., Any] = vars(client)["_train_slots"]
+    train: Callable[..., Any] = vars(client)["train_turn"]
 
-    def training(bench: Workbench, *arguments: Any) -> Any:
-        outcome = train(bench, *arguments)
+    def training(bench: Workbench, *arguments: Any, **options: Any) -> Any:
+        outcome = train(bench, *arguments, **options)
         held.append(bench.adapted.attached.read())
         return outcome
 
-    monkeypatch.setattr(client, "_train_slots", training)
+    monkeypatch.setattr(client, "train_turn", training)
     return held
 
 

@@ -24,6 +24,9 @@ drawn_records = st.builds(
     client_metrics=named,
     bytes_up=counts,
     bytes_down=counts,
+    bytes_up_fp32=counts,
+    bytes_down_fp32=counts,
+    bytes_up_bound=st.none() | counts,
     seconds=named,
 )
 

