@@ -6,7 +6,7 @@
 CLINC150: one client for each of its ten domains, so that no two share a label, on a small transformer trained from
 scratch on a public 35 % (benchmarks/intents.py). mr_polarity and qnli: MiniLM, ten clients, Dirichlet 0.5. Within a
 data set every strategy sees the same number of examples; clients train by plain SGD on CLINC150 and by AdamW on the
-other two, where scaffold alone, whose correction is SGD's, has SGD at 300 times each rate of the grid. Each learning rate of the
+other two, where scaffold alone, whose correction is SGD's, has SGD at 300 times each rate of the grid. Each rate of the
 grid is tried on a seed and a validation split that no reported number comes from; then seeds 0, 1, 2 are run at the
 strategy's own best rate, and at the rate that is fedavg's best, shared by all. The sweep varies local steps and rate
 for four methods at equal examples. Needs CLINC150, mr_polarity and qnli as Parquet under FEDPEFT_DATA and the MiniLM
