@@ -170,13 +170,13 @@ def section(found: dict[str, Any]) -> str:
         (way, f"{found['median_overhead_seconds'][way]:.2f}", f"{min(times):.2f} to {max(times):.2f}")
         for way, times in found["overhead_seconds"].items()
     ]
+    size, base = f"{found['adapter_bytes'] / 1e6:.1f} MB", f"{found['base_parameters'] / 1e6:.0f} M"
     return f"""## A resident trainer
 
-`python -m benchmarks.trainer`: seconds that one training message takes a node beside the training itself, in a new
-process each as under Flower, over {found["rounds"]} rounds in turn; an adapter of
-{found["adapter_bytes"] / 1e6:.1f} MB on a base model of {found["base_parameters"] / 1e6:.0f} M parameters. With the
-trainer it is {found["ratio"]:.2f} of the time without; updates are equal to the byte. The first message of a job, for
-which the trainer itself reads the model, took {found["first_with_seconds"]:.2f} s.
+Seconds that one training message takes a node beside the training itself, each in a new process as under Flower, over
+{found["rounds"]} rounds in turn; an adapter of {size} on a base model of {base} parameters. With the trainer it is
+{found["ratio"]:.2f} of the time without; updates are equal to the byte. The first message of a job, for which the
+trainer reads the model, took {found["first_with_seconds"]:.2f} s. Made by `python -m benchmarks.trainer`.
 
 {table(("trainer", "median", "range"), rows)}
 """

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fedpeft import __version__, cli_files, cli_trainer, config, plugins
+from fedpeft.cli_deploy import deploy_app
 from fedpeft.cli_privacy import privacy_app
 from fedpeft.config import Experiment
 from fedpeft.errors import FedpeftError, InputError
@@ -65,11 +65,13 @@ def simulate(
     """Run a federation on this machine."""
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other; give one of them")
-    changes = [*(overrides or []), *_output(out, resume=resume, overwrite=overwrite)]
+    changes = [*(overrides or []), *cli_files.output_changes(out, resume=resume, overwrite=overwrite)]
     experiment = config.load(file, changes)
     RunDirectory.check(experiment)
     again = ["fedpeft", "simulate", str(file), *(f"--set={change}" for change in overrides or [])]
-    with _interruptible(experiment, again), _watching() as watcher:
+    from fedpeft.report.progress import watching
+
+    with _interruptible(experiment, again), watching() as watcher:
         _engine(engine)(experiment, watcher=watcher)
 
 
@@ -144,6 +146,7 @@ def export(
 
 app.add_typer(cli_trainer.app)
 app.add_typer(privacy_app, name="privacy")
+app.add_typer(deploy_app, name="deploy")
 
 
 @app.callback(invoke_without_command=True)
@@ -193,25 +196,6 @@ def _interruptible(experiment: Experiment, again: list[str]) -> Iterator[None]:
         hint = f"the last checkpoint stands; go on with: {command}" if begun else "nothing has been written"
         typer.secho(f"interrupted; {hint}", err=True)
         raise typer.Exit(_INTERRUPTED) from None
-
-
-@contextmanager
-def _watching() -> Iterator[Any]:
-    from fedpeft.report.progress import watcher_for
-
-    watcher = watcher_for(Console())
-    try:
-        yield watcher
-    finally:
-        watcher.close()
-
-
-def _output(out: Path | None, *, resume: bool, overwrite: bool) -> list[str]:
-    """Return the overrides that say where results go; they are no part of the experiment's identity."""
-    changes = [f"output.directory={json.dumps(str(out.resolve()))}"] if out else []
-    if resume or overwrite:
-        changes.append(f'output.if_exists="{"resume" if resume else "overwrite"}"')
-    return changes
 
 
 def _inputs(texts: list[str], text2: str | None, file: Path | None) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.rounds.roster import find_clients
 from fedpeft.rounds.sampling import draw_cohort
 from fedpeft.rounds.tally import Tally
-from fedpeft.strategies.base import State
+from fedpeft.strategies.base import ClientUpdate, State
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Evaluated, Update
 
@@ -102,12 +102,13 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
     total = _total(federation, state, cohort, tally, round_number)
     trained = time.monotonic()
     after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, total))
-    state = bench.settled(state, after, round_number=round_number)
+    before, state = state, bench.settled(state, after, round_number=round_number)
+    state = keeper.renewed(state, before, tally, round_number) if keeper else state
     state.adapter.require_finite(where=f"global adapter after round {round_number}")
     bench.residuals(state).require_finite(where=f"residual after round {round_number}")
     aggregated = time.monotonic()
     metrics, client_metrics = _evaluate(federation, state, cohort, tally, round_number)
-    record = RoundRecord(
+    return state, RoundRecord(
         round=round_number,
         clients=cohort,
         failures=tuple(tally.failures),
@@ -115,6 +116,7 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         metrics=metrics,
         client_metrics=client_metrics,
         epsilon=epsilon,
+        clip=keeper.clip(before) if keeper and keeper.central else None,
         bytes_up=tally.bytes_up,
         bytes_down=tally.bytes_down,
         bytes_up_fp32=4 * tally.floats_up,
@@ -126,7 +128,6 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
             "evaluate": time.monotonic() - aggregated,
         },
     )
-    return state, record
 
 
 def _cohort(federation: Federation, round_number: int) -> tuple[int, ...]:
@@ -145,19 +146,26 @@ def _cohort(federation: Federation, round_number: int) -> tuple[int, ...]:
 
 def _train(federation: Federation, state: State, cohort: Iterable[int], round_number: int) -> Tally:
     """Stream the cohort's updates into one running total."""
-    strategy = federation.bench.strategy
+    bench, keeper, strategy = federation.bench, federation.guard, federation.bench.strategy
     tally = Tally(total=strategy.start())
     for reply in _exchange(federation, state, round_number).train(cohort):
         tally.count(reply)
         if reply.update is not None and isinstance(reply.header, Update):
-            limited = federation.guard.limited(reply.update) if federation.guard else reply.update
-            update = strategy.prepare(federation.bench.adapted.attached.slots, state, limited)
+            update = strategy.prepare(bench.adapted.attached.slots, state, _limited(keeper, reply.update, state, tally))
             tally.total = strategy.accumulate(tally.total, update)
             tally.add(reply, reply.header, reply.update.num_examples)
         federation.watcher.client_finished(
             round_number, reply.client, ok=reply.failure is None, bytes_up=reply.bytes_up
         )
     return tally
+
+
+def _limited(keeper: Guard | None, update: ClientUpdate, state: State, tally: Tally) -> ClientUpdate:
+    """Return the update as privacy lets it count."""
+    if keeper is None:
+        return update
+    tally.num_within += keeper.within(update, state)
+    return keeper.limited(update, state)
 
 
 def _total(federation: Federation, state: State, cohort: Iterable[int], tally: Tally, round_number: int) -> Any:

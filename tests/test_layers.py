@@ -19,8 +19,11 @@ LAYERS = (
     ("report",),
     ("rounds",),
     ("client", "server", "trainer"),
-    ("engines", "inference"),
+    ("canaries",),
+    ("audit", "engines", "inference"),
+    ("deploy",),
     ("cli_files", "cli_privacy", "cli_trainer"),
+    ("cli_deploy",),
     ("cli",),
     ("__main__", "/server", "/client"),
 )
@@ -39,7 +42,9 @@ HOMES = {
     "grpc": ("wire", "trainer"),
     "grpc_health": ("trainer",),
     "flwr": ("wire", "rounds", "engines", "client", "server", "trainer", "/server", "/client"),
-    "typer": ("cli", "cli_files", "cli_privacy", "cli_trainer"),
+    "typer": ("cli", "cli_deploy", "cli_files", "cli_privacy", "cli_trainer"),
+    "cryptography": ("deploy",),
+    "yaml": ("deploy",),
     "rich": ("cli", "cli_files", "cli_privacy", "report"),
     "sklearn": ("data",),
 }
