@@ -17,7 +17,7 @@ from typing import final
 from flwr.app import ConfigRecord, RecordDict
 
 from fedpeft.errors import InputError, ResumeError
-from fedpeft.files import commit_folder
+from fedpeft.files import commit_folder, flush_folder
 from fedpeft.rounds.memory_folder import MemoryFolder
 
 __all__ = ["KEEP_RUNS", "States", "opened"]
@@ -63,6 +63,7 @@ class States:
         (partial / "join.json").write_text(json.dumps(header), encoding="utf-8")
         (partial / "plan.bin").write_bytes(plan)
         commit_folder(partial, final_folder)
+        flush_folder(self._runs)
         for old in self._newest()[KEEP_RUNS:]:
             shutil.rmtree(old)
 
