@@ -1,4 +1,4 @@
-"""Two trainers in processes of their own, one of them killed between rounds: the bits of one process."""
+"""Trainers in processes of their own, one of them killed between rounds, one under Flower: the bits of one process."""
 
 import os
 import shutil
@@ -18,9 +18,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedpeft import server
 from fedpeft.config import Experiment
+from fedpeft.deploy import local as deployed
+from fedpeft.deploy.init import init
+from fedpeft.deploy.submit import local_operator, submit
 from fedpeft.engines.apps import TRAINER_KEY, flower_client_app
 from fedpeft.engines.inline import InlineGrid, simulate
 from fedpeft.engines.start import ready
+from fedpeft.report.watch import Watcher
 from fedpeft.trainer.address import parse
 from tests.conftest import needed, tiny
 from tests.e2e.test_inline import digest, lines
@@ -149,3 +153,38 @@ def test_two_trainers_one_killed_between_rounds_come_to_the_bits_of_one_process(
     assert log.count("loaded experiment=tiny-vit-") == 2
     assert log.rstrip().endswith("trainer stopped")
     assert "Traceback" not in log + other.log.read_text()
+
+
+def test_a_node_of_flower_whose_config_names_a_trainer_only_forwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One client of a real deployment has a trainer, the other has none; a trainer started by hand takes any run."""
+    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
+    site, commands_of = Site(folder / "0"), deployed.client_commands
+
+    def commands(where: Any, client: int, num_clients: int) -> Any:
+        made = commands_of(where, client, num_clients)
+        told = f"partition-id=0 num-partitions={num_clients}"
+        named = f"{told} {TRAINER_KEY}='{site.address}'"
+        return {name: tuple(word.replace(told, named) for word in words) for name, words in made.items()}
+
+    monkeypatch.setattr(deployed, "client_commands", commands)
+    site.start()
+    try:
+        site.await_health()
+        made = init(tmp_path / "f", num_clients=2, host="localhost")
+        with deployed.up(made):
+            run = submit(local_operator(made), settings(tmp_path / "b"), watcher=Watcher())
+        assert site.end(signal.SIGTERM) == 0
+    finally:
+        if site.running.poll() is None:
+            site.end(signal.SIGKILL)
+        log = site.log.read_text()
+        shutil.rmtree(folder)
+
+    simulate(settings(tmp_path / "a"))
+    assert digest(run.path) == digest(tmp_path / "a")
+    assert lines(run.path) == lines(tmp_path / "a")
+    answered = [line.split("answered ")[1].split(" run=")[0] for line in log.splitlines() if "answered" in line]
+    assert answered == ["type=query.join", *["type=train", "type=evaluate"] * 3]
+    assert " client=1 " not in log
