@@ -25,15 +25,15 @@ def section(parts: Mapping[str, Part], sweep: Sequence[Result]) -> str:
 
 _INTRODUCTION = """## Every way of aggregating
 
-One federation, one switch: `strategy.name`. LoRA of rank 8 (fed_sb: lora_sb of rank 32; hetlora: half the clients with
-rank 4), ten clients, all drawn, every strategy sees the same number of examples. Clients train by SGD
-on CLINC150 and by AdamW on the others (scaffold: SGD at 300 times the rate). Each has its defaults,
-but server rates of the Adam family (0.01, adagrad 0.03) and one trimmed client. *Own rate*: the best of the grid on another
-seed and validation examples. Accuracy in percent, mean and standard deviation over three seeds, at the own rate and at
-the one that is fedavg's best. MB of one run, both at the own rate. *Server ms*: prepare, accumulate and apply of a
-round. *Lost*: ||R|| / ||DW*|| of the first and last round, R what the next global adapter lacks of the clients' mean
-product DW* (`benchmarks/watched.py`); "-" where there is no pair or clients keep one factor. fedsa_lora is scored on
-its clients, each on held-out examples of its own. Made by `python -m benchmarks.aggregation`; every run is in
+One federation, one switch: `strategy.name`. LoRA of rank 8 (fed_sb: lora_sb of rank 32; hetlora: half the clients
+with rank 4), ten clients, all drawn, every strategy sees the same number of examples. Clients train by SGD on
+CLINC150 and by AdamW on the others (scaffold: SGD at 300 times the rate). Each has its defaults, but server rates of
+the Adam family (0.01, adagrad 0.03) and one trimmed client. *Own rate*: the best of the grid on another seed and
+validation examples. Accuracy in percent, mean and standard deviation over three seeds, at the own rate and at the one
+that is fedavg's best. MB of one run, both at the own rate. *Server ms*: prepare, accumulate and apply of a round.
+*Lost*: ||R|| / ||DW*|| of the first and last round, R what the next global adapter lacks of the clients' mean product
+DW* (`benchmarks/watched.py`); "-" where there is no pair or clients keep one factor. fedsa_lora is scored on its
+clients, each on held-out examples of its own. Made by `python -m benchmarks.aggregation`; every run is in
 `docs/results/aggregation.json`."""
 
 _READ = "What to read in this: [docs/aggregation.md](aggregation.md)."
