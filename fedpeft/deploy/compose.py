@@ -1,7 +1,8 @@
 """The same processes as containers: docker-compose files for a whole federation on one machine, and for each node.
 
 Only the Fleet port is published: the SuperLink's own API has no authentication of its own, and whoever reaches it can
-run code on every node. An executor of a client has no network but the one to its SuperNode.
+run code on every node. A client's executor has no network but the one to its SuperNode, and its trainer, which holds
+the data, has none at all.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,10 +12,12 @@ import yaml
 
 from fedpeft.deploy.topology import (
     CA,
+    CLIENT,
     EXECUTOR,
     NODE,
     SERVER,
     SUPERLINK,
+    TRAINER,
     Endpoint,
     Site,
     client_commands,
@@ -26,6 +29,7 @@ __all__ = ["FLEET_PORT", "client_file", "repository_file", "server_file", "site"
 
 FLEET_PORT, RUNTIME_PORT, NODE_PORT = 9092, 8000, 9094
 REGISTER = "register"
+_SOCKETS = "/run/fedpeft"
 _HEALTHCHECK = {
     "test": ["CMD", "python", "-c", f"import socket; socket.create_connection(('127.0.0.1', {FLEET_PORT}), 3)"],
     "interval": "10s",
@@ -50,6 +54,8 @@ def site(server: str) -> Site:
         fleet=Endpoint(listen="0.0.0.0", reach=server, port=FLEET_PORT),  # noqa: S104 - what is published
         node=lambda client: Endpoint(listen="0.0.0.0", reach=NODE.format(client), port=NODE_PORT),  # noqa: S104
         secret=lambda name: f"/run/secrets/{name}",
+        socket=lambda _: f"{_SOCKETS}/trainer.sock",
+        kept=lambda _: "/app/state",
         database="/app/state/superlink.db",
     )
 
@@ -58,13 +64,15 @@ def whole_file(num_clients: int, paths: Paths, *, build: bool = False) -> str:
     """Return the file of a whole federation on one machine."""
     services = _server(num_clients)
     networks: dict[str, Any] = {"control": {"internal": True}, "fleet": {}}
+    volumes: dict[str, Any] = {"state": {}, "runs": {}}
     for client in range(1, num_clients + 1):
         services |= _client(client, num_clients, server=SUPERLINK, beside_server=True)
         networks[f"node-{client}"] = {"internal": True}
+        volumes |= _volumes(client)
     if build:
         services = {name: {**service, "build": _BUILD[service["image"]]} for name, service in services.items()}
     title = f"A federation of one server and {num_clients} clients on one machine."
-    return _file(title, services, networks, {"state": {}, "runs": {}}, paths)
+    return _file(title, services, networks, volumes, paths)
 
 
 def repository_file() -> str:
@@ -82,7 +90,11 @@ def client_file(client: int, num_clients: int, server: str, paths: Paths) -> str
     """Return the file of one client's machine."""
     services = _client(client, num_clients, server=server, beside_server=False)
     networks = {"fleet": {}, f"node-{client}": {"internal": True}}
-    return _file(f"The machine of client {client}.", services, networks, {}, paths)
+    return _file(f"The machine of client {client}.", services, networks, _volumes(client), paths)
+
+
+def _volumes(client: int) -> dict[str, Any]:
+    return {f"socket-{client}": {}, f"kept-{client}": {}}
 
 
 def _server(num_clients: int) -> dict[str, Service]:
@@ -124,25 +136,39 @@ def _server(num_clients: int) -> dict[str, Service]:
 
 
 def _client(client: int, num_clients: int, *, server: str, beside_server: bool) -> dict[str, Service]:
-    (node, executor), name = client_commands(site(server), client, num_clients).items(), NODE.format(client)
+    commands, name = client_commands(site(server), client, num_clients), NODE.format(client)
+    trainer, executor, socket = TRAINER.format(client), CLIENT.format(client), f"socket-{client}:{_SOCKETS}"
     waits = {REGISTER: {"condition": "service_completed_successfully"}}
     return {
-        node[0]: _service(
+        name: _service(
             "fedpeft-client",
-            node[1],
+            commands[name],
             ["fleet", f"node-{client}"],
             [CA, f"node-{client}", f"{name}.crt", f"{name}.key", f"superexec-{client}"],
             mem_limit="2g",
             **({"depends_on": waits} if beside_server else {}),
         ),
-        executor[0]: _service(
+        trainer: _service(
             "fedpeft-client",
-            executor[1],
+            commands[trainer],
+            [],
+            [],
+            network_mode="none",
+            mem_limit="8g",
+            volumes=[
+                socket,
+                f"kept-{client}:/app/state",
+                f"${{CLIENT_{client}_DATA:-./data/client-{client}}}:/app/data:ro",
+            ],
+        ),
+        executor: _service(
+            "fedpeft-client",
+            commands[executor],
             [f"node-{client}"],
             [CA, f"superexec-{client}"],
-            mem_limit="8g",
-            volumes=[f"${{CLIENT_{client}_DATA:-./data/client-{client}}}:/app/data:ro"],
-            depends_on=[name],
+            mem_limit="2g",
+            volumes=[socket],
+            depends_on=[name, trainer],
         ),
     }
 
@@ -164,8 +190,8 @@ def _service(image: str, command: Iterable[str], networks: list[str], secrets: l
             "FLWR_HOME": "/tmp/flwr",  # noqa: S108
             "HF_HUB_OFFLINE": "1",
         },
-        "networks": networks,
-        "secrets": secrets,
+        **({"networks": networks} if networks else {}),
+        **({"secrets": secrets} if secrets else {}),
         **more,
     }
 
@@ -173,7 +199,7 @@ def _service(image: str, command: Iterable[str], networks: list[str], secrets: l
 def _file(
     title: str, services: Mapping[str, Service], networks: Mapping[str, Any], volumes: Mapping[str, Any], paths: Paths
 ) -> str:
-    secrets = list(dict.fromkeys(name for service in services.values() for name in service["secrets"]))
+    secrets = list(dict.fromkeys(name for service in services.values() for name in service.get("secrets", ())))
     table: dict[str, Any] = {"services": dict(services), "networks": dict(networks)}
     table |= {"volumes": dict(volumes)} if volumes else {}
     table["secrets"] = {name: {"file": paths(name)} for name in secrets}

@@ -7,6 +7,7 @@ each one's own Flower folder, and the operator's connection, by which ``fedpeft 
 import os
 import ssl
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +20,7 @@ from typing import final
 
 from fedpeft.deploy.init import Deployment
 from fedpeft.deploy.register import await_online, register
-from fedpeft.deploy.topology import CA, SUPERLINK, Command, Endpoint, Site, client_commands, server_commands
+from fedpeft.deploy.topology import CA, SUPERLINK, TRAINER, Command, Endpoint, Site, client_commands, server_commands
 from fedpeft.engines import operator, processes
 from fedpeft.engines.operator import Operator
 from fedpeft.engines.superlink import absolute_search_path, free_port
@@ -40,14 +41,20 @@ def home(deployment: Deployment) -> Path:
     return deployment.folder.resolve() / "local" / "operator"
 
 
-def site(deployment: Deployment) -> Site:
-    """Return addresses and paths of processes on this machine, on ports that are free now."""
+def site(deployment: Deployment, sockets: Path) -> Site:
+    """Return addresses and paths of processes on this machine, on ports that are free now.
+
+    Sockets lie apart: their names have at most 107 bytes, and a deployment's folder may be anywhere.
+    """
+    kept = deployment.folder.resolve() / "local"
     return Site(
         runtime=_endpoint(),
         fleet=_endpoint(),
         node=cache(lambda _: _endpoint()),
         secret=lambda name: str(deployment.secret(name).resolve()),
-        database=str(deployment.folder.resolve() / "local" / "superlink.db"),
+        socket=lambda client: str(sockets / f"{client}.sock"),
+        kept=lambda client: str(kept / TRAINER.format(client)),
+        database=str(kept / "superlink.db"),
     )
 
 
@@ -85,8 +92,9 @@ def up(deployment: Deployment, *, say: Callable[[str], None] = lambda _: None) -
         InputError: it is up already.
         RunError: a process ended, or was not ready in time.
     """
-    where, folder = site(deployment), deployment.folder.resolve() / "local"
-    with _alone(folder), processes.ended_by_sigterm():
+    folder = deployment.folder.resolve() / "local"
+    with _alone(folder), processes.ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="fedpeft-") as sockets:
+        where = site(deployment, Path(sockets))
         environment = operator.environment(
             home(deployment), where.runtime.address, certificates=deployment.secret(CA).resolve()
         )

@@ -1,9 +1,9 @@
 """Which processes a federation is made of, and the command line of each: said once, for containers and for processes.
 
 A SuperLink passes messages and keeps them in a database; beside it an executor runs the server's half. Each client has
-a SuperNode, which holds its key and talks to the server, and an executor, which holds the data. All talk TLS; a node is
-admitted by its key, an executor by a secret that it shares with its own SuperLink or SuperNode alone. The flags are
-those of flwr 1.39.
+a SuperNode, which holds its key and talks to the server, an executor, which starts a process for each message, and a
+trainer, which holds data and model and which that process asks over a socket. All talk TLS; a node is admitted by its
+key, an executor by a secret that it shares with its own SuperLink or SuperNode alone. The flags are those of flwr 1.39.
 """
 
 import re
@@ -13,10 +13,12 @@ from typing import final
 
 __all__ = [
     "CA",
+    "CLIENT",
     "EXECUTOR",
     "NODE",
     "SERVER",
     "SUPERLINK",
+    "TRAINER",
     "Endpoint",
     "Site",
     "client_commands",
@@ -24,8 +26,9 @@ __all__ = [
     "server_commands",
 ]
 
-SUPERLINK, EXECUTOR, NODE = "superlink", "superexec-server", "supernode-{}"
-"""Names of services; the last is of a client, counted from 1."""
+SUPERLINK, EXECUTOR = "superlink", "superexec-server"
+NODE, TRAINER, CLIENT = "supernode-{}", "trainer-{}", "superexec-client-{}"
+"""Names of services; the latter of a client, counted from 1."""
 SERVER, CA = "server", "ca.crt"
 """Names of secrets: what the certificate and the key of the SuperLink begin with, and who signed them."""
 
@@ -69,6 +72,10 @@ class Site:
     """The API of each client's SuperNode, for its executor alone."""
     secret: Callable[[str], str]
     """Name of a secret -> path of the file."""
+    socket: Callable[[int], str]
+    """Path of each client's trainer's socket, in a folder that its owner alone can enter."""
+    kept: Callable[[int], str]
+    """Path of the folder where each client's trainer keeps what must survive it."""
     database: str
     """Path of the SuperLink's database, without which a restart forgets who is registered and what is under way."""
 
@@ -91,19 +98,20 @@ def server_commands(site: Site) -> dict[str, Command]:
 
 def client_commands(site: Site, client: int, num_clients: int) -> dict[str, Command]:
     """Return service -> command line of one client's side; clients count from 1, partitions from 0."""
-    own, name = site.node(client), NODE.format(client)
+    own, name, address = site.node(client), NODE.format(client), f"unix://{site.socket(client)}"
     supernode = (
         "flower-supernode",
         f"--superlink={site.fleet.address}",
         f"--root-certificates={site.secret(CA)}",
         f"--auth-supernode-private-key={site.secret(f'node-{client}')}",
-        f"--node-config=partition-id={client - 1} num-partitions={num_clients}",
+        f'--node-config=partition-id={client - 1} num-partitions={num_clients} trainer="{address}"',
         f"--host={own.listen}",
         f"--port={own.port}",
         *_tls(site, name),
         *_isolated(site, str(client)),
     )
-    return {name: supernode, f"superexec-client-{client}": _executor(site, own, str(client))}
+    trainer = ("fedpeft", "trainer", f"--listen={address}", f"--state={site.kept(client)}")
+    return {name: supernode, TRAINER.format(client): trainer, CLIENT.format(client): _executor(site, own, str(client))}
 
 
 def _tls(site: Site, name: str) -> Command:

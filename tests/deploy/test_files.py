@@ -22,7 +22,9 @@ from fedpeft.deploy.topology import client_commands, machine_of, server_commands
 from fedpeft.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-PATH = re.compile(r"(?<==)\S*/|127\.0\.0\.1:\d+|0\.0\.0\.0:\d+|[a-z0-9-]+:\d+|0\.0\.0\.0|127\.0\.0\.1|(?<=port=)\d+")
+PATH = re.compile(
+    r"\"?unix://[^\"\s]+\"?|(?<=--state=)\S+|(?<==)\S*/|127\.0\.0\.1:\d+|0\.0\.0\.0:\d+|[a-z0-9-]+:\d+|0\.0\.0\.0|127\.0\.0\.1|(?<=port=)\d+"
+)
 """What may differ between a container's command and a process's: folders, addresses, ports."""
 
 
@@ -100,7 +102,7 @@ def test_the_two_halves_of_a_nodes_key_belong_together(made: Deployment) -> None
 
 
 def test_containers_and_processes_have_the_same_commands(made: Deployment) -> None:
-    here = local.site(made)
+    here = local.site(made, Path("/x"))
     plain = dict(server_commands(here))
     for client in (1, 2, 3):
         plain |= client_commands(here, client, 3)
@@ -109,7 +111,7 @@ def test_containers_and_processes_have_the_same_commands(made: Deployment) -> No
     for name, command in plain.items():
         ours, theirs = ([PATH.sub("*", word) for word in words] for words in (command, contained[name]["command"]))
         assert ours == theirs
-    assert "partition-id=2 num-partitions=3" in contained["supernode-3"]["command"][4]
+    assert "partition-id=2 num-partitions=3 trainer=" in contained["supernode-3"]["command"][4]
 
 
 def test_every_secret_that_a_file_names_is_there_and_no_container_has_anothers(made: Deployment) -> None:
@@ -118,6 +120,9 @@ def test_every_secret_that_a_file_names_is_there_and_no_container_has_anothers(m
         for name, secret in table["secrets"].items():
             assert (path.parent / secret["file"]).is_file(), (path, name)
         for name, service in table["services"].items():
+            if name.startswith("trainer"):
+                assert "secrets" not in service
+                continue
             own = {machine_of(secret) for secret in service["secrets"] if secret != "ca.crt"}
             assert own == {f"client-{name[-1]}" if name[-1].isdigit() else "server"}
             assert set(service["secrets"]) <= set(table["secrets"])
@@ -133,9 +138,19 @@ def test_containers_ask_for_little_and_one_port_alone_is_published(made: Deploym
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "mem_limit" in service
+        if name.startswith("trainer"):
+            assert service["network_mode"] == "none"
+            assert "networks" not in service
+            assert sum(":/app/data:ro" in volume for volume in service["volumes"]) == 1
+        elif any("/app/data" in volume for volume in service.get("volumes", ())):
+            pytest.fail(f"{name} has data")
         if name.startswith("superexec"):
             assert all(table["networks"][network].get("internal") for network in service["networks"])
-    assert services(made.folder / "client-2" / "docker-compose.yml").keys() == {"supernode-2", "superexec-client-2"}
+    assert services(made.folder / "client-2" / "docker-compose.yml").keys() == {
+        "supernode-2",
+        "trainer-2",
+        "superexec-client-2",
+    }
     command = services(made.folder / "client-2" / "docker-compose.yml")["supernode-2"]["command"]
     assert "--superlink=fed.example.org:9092" in command
 
