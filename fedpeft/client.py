@@ -28,7 +28,7 @@ from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Join, Joined, Update, expect
 from fedpeft.wire.payload import pack, unpack
 
-__all__ = ["Node", "client_app"]
+__all__ = ["Node", "client_app", "enrol"]
 
 _LOG = logging.getLogger(__name__)
 _GAVE_UP = 1000
@@ -84,10 +84,15 @@ def join(message: Message, context: Context, experiment: Experiment) -> RecordDi
         base_hash=None,
         codec=experiment.codec.names,
     )
-    forget(context.state)
-    context.state["run"] = ConfigRecord({"job": header.envelope.job, "plan": body})
+    enrol(context.state, header.envelope.job, body)
     versions = {"fedpeft": __version__}
     return pack(Joined(envelope=header.envelope, client=_client(context), versions=versions), b"")
+
+
+def enrol(state: RecordDict, job: str, plan: bytes) -> None:
+    """Put into a node's record what it holds once it has joined, and no memory of another job."""
+    forget(state)
+    state["run"] = ConfigRecord({"job": job, "plan": plan})
 
 
 def train(message: Message, context: Context, bench: Workbench) -> RecordDict:

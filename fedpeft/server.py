@@ -45,6 +45,8 @@ class Federation:
     watcher: Watcher
     guard: Guard | None = None
     """Of a run with privacy."""
+    workers: int = 0
+    """Worker processes behind the grid."""
 
 
 def serve(
@@ -55,10 +57,12 @@ def serve(
     resume: bool = False,
     memories: MemoryFolder | None = None,
     watcher: Watcher | None = None,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Run every round that is still to run, write the adapter and the summary, return the summary.
 
-    ``memories`` holds what clients keep between rounds, where the grid's nodes leave it there.
+    ``memories`` holds what clients keep between rounds, where the grid's nodes leave it there; ``workers`` is how many
+    worker processes are behind the grid.
 
     Raises:
         ResumeError: the run directory's checkpoint is damaged or of other parts.
@@ -76,7 +80,7 @@ def serve(
         first_round=begun.round_number + 1 if begun else 1,
     )
     nodes, keeper = find_clients(grid, bench), guard(bench, run.ledger)
-    federation = Federation(grid=grid, bench=bench, nodes=nodes, watcher=watcher, guard=keeper)
+    federation = Federation(grid=grid, bench=bench, nodes=nodes, watcher=watcher, guard=keeper, workers=workers)
     begun = begun or _round_zero(federation, run)
     state = begun.state
     for round_number in range(begun.round_number + 1, rounds.num_rounds + 1):
@@ -120,6 +124,7 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         bytes_up_fp32=4 * tally.floats_up,
         bytes_down_fp32=4 * tally.floats_down,
         bytes_up_bound=tally.bytes_up_bound,
+        worker_processes=federation.workers,
         seconds={
             "clients": trained - began,
             "aggregate": aggregated - trained,
@@ -202,6 +207,7 @@ def _exchange(federation: Federation, state: State, round_number: int) -> Exchan
         nodes=federation.nodes,
         state=state,
         round_number=round_number,
+        workers=federation.workers,
     )
 
 

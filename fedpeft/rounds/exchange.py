@@ -1,5 +1,6 @@
 """One exchange with a cohort: what each client is sent, and what is taken from its reply."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, final
@@ -50,6 +51,8 @@ class Exchange:
     nodes: dict[int, int]
     state: State
     round_number: int
+    workers: int = 0
+    """Worker processes on this machine that answer; in these nothing is late, as nothing is in one process."""
 
     def train(self, cohort: Iterable[int]) -> Iterator[Reply]:
         """Yield each client's checked update, or why there is none."""
@@ -76,7 +79,8 @@ class Exchange:
                 group, ttl = str(self.round_number), rounds.timeout_seconds
                 yield client, self.grid.create_message(content, kind, self.nodes[client], group, ttl)
 
-        for client, message in in_order(self.grid, outgoing(), window=rounds.window, timeout=rounds.timeout_seconds):
+        window, timeout = max(rounds.window, 2 * self.workers), math.inf if self.workers else rounds.timeout_seconds
+        for client, message in in_order(self.grid, outgoing(), window=window, timeout=timeout):
             yield self._take(kind, client, message, *sent.pop(client))
 
     def _take(self, kind: str, client: int, message: Message | None, bytes_down: int, floats_down: int) -> Reply:

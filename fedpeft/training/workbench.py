@@ -152,13 +152,13 @@ class Workbench:
         return [encoded[index] for index in order[num_held:]], [encoded[index] for index in order[:num_held]]
 
 
-def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
-    """Build all parts: the server makes the plan, a client is given it.
+def assemble(experiment: Experiment, plan: Plan | None = None, dealt: tuple[Splits, Shares] | None = None) -> Workbench:
+    """Build all parts: the server makes the plan, a client is given it; data that is dealt already is not read anew.
 
     Raises:
         InputError: a part cannot be built, or two parts do not go together.
     """
-    splits, shares = _deal(experiment)
+    splits, shares = dealt or _deal(experiment)
     adapted = adapt(experiment, splits.label_names, plan)
     strategy: Strategy[Any] = experiment.strategy.build()
     require_fit(experiment, strategy, adapted, num_clients=shares.num_clients)
