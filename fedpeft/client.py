@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, final
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -80,13 +81,19 @@ def join(message: Message, context: Context, experiment: Experiment) -> RecordDi
         job=header.envelope.job,
         round_number=0,
         config_hash=experiment.hash,
-        plan_hash=Plan.from_bytes(body).hash,
+        plan_hash=_plan_hash(body),
         base_hash=None,
         codec=experiment.codec.names,
     )
     enrol(context.state, header.envelope.job, body)
     versions = {"fedpeft": __version__}
     return pack(Joined(envelope=header.envelope, client=_client(context), versions=versions), b"")
+
+
+@lru_cache(maxsize=1)
+def _plan_hash(plan: bytes) -> str:
+    """Read a plan once where many nodes share a process: it may hold tensors as large as the base model's."""
+    return Plan.from_bytes(plan).hash
 
 
 def enrol(state: RecordDict, job: str, plan: bytes) -> None:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Annotated, Any, Literal, final
 
 import tomli_w
@@ -232,14 +233,14 @@ class Experiment:
 
     def table(self) -> dict[str, Any]:
         """Return the experiment as it would stand in a file, every default written out."""
-        parts = {name: value for name, value in vars(self).items() if value is not None}
+        parts = {each.name: vars(self)[each.name] for each in fields(self) if vars(self)[each.name] is not None}
         return {name: _plain(value) for name, value in parts.items()}
 
     def to_toml(self) -> str:
         """Return a file that loads as this very experiment, every default that TOML can say written out."""
         return tomli_w.dumps(_without_none(self.table()))
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """The sha256 (hex) of everything that defines the result; name, and where and how it runs, are left out."""
         table = {name: value for name, value in self.table().items() if name not in ("name", *WITHOUT_EFFECT)}

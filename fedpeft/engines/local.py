@@ -10,7 +10,6 @@ from flwr.app import DEFAULT_TTL, Context, Message, Metadata, RecordDict, UserCo
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedpeft.adapters.plan import Plan
 from fedpeft.client import Node, client_app
 from fedpeft.errors import WireError
 from fedpeft.training.workbench import Workbench
@@ -92,8 +91,10 @@ def node_context(client: int, *, num_clients: int, run_config: UserConfig | None
 def local_client_app(bench: Workbench) -> ClientApp:
     """Return the client app of a process that already holds all parts: server and clients share them."""
 
+    own = bench.adapted.plan.to_bytes()
+
     def workbench(_: Context, plan: bytes) -> Workbench:
-        if Plan.from_bytes(plan).hash != bench.adapted.plan.hash:
+        if plan != own:
             raise WireError("the plan handed out is not the one this process holds")
         return bench
 

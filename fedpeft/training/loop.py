@@ -56,15 +56,17 @@ def train_locally(
     length = {"epochs": None if train.local_steps else train.local_epochs, "steps": train.local_steps}
     batches = batch_indices(len(examples), train.batch_size, seed=seed, **length)
     total = num_batches(len(examples), train.batch_size, **length)
-    loss_sum, num_seen, num_steps = torch.zeros((), dtype=torch.float64), 0, 0
+    device = next(model.parameters()).device  # where the loss is added up, so that no step waits for it
+    loss_sum, num_seen, num_steps = torch.zeros((), dtype=torch.float64, device=device), 0, 0
     model.train()
     with seeds.isolated(seed, "dropout"):
         for indices in batches:
             losses = _losses(model, [examples[index] for index in indices], task, precision)
-            optimizer.zero_grad(set_to_none=True)
+            for parameter in parameters.values():
+                parameter.grad = None
             _differentiate(losses, penalty(), parameters.values(), train.max_grad_norm)
             optimizer.step()
-            loss_sum += losses.detach().sum().to("cpu", torch.float64)
+            loss_sum += losses.detach().sum().to(torch.float64)
             num_seen += len(indices)
             num_steps += 1
             if after_step is not None:
@@ -122,7 +124,8 @@ def _differentiate(
 def _checked(outcome: Outcome, parameters: Mapping[str, nn.Parameter]) -> Outcome:
     if outcome.train_loss is not None and not math.isfinite(outcome.train_loss):
         raise RunError(f"training diverged: mean loss is {outcome.train_loss}; lower train.learning_rate")
-    for name, parameter in parameters.items():
-        if not bool(torch.isfinite(parameter).all()):
+    finite = torch.stack([torch.isfinite(parameter).all() for parameter in parameters.values()]).tolist()
+    for name, sound in zip(parameters, finite, strict=True):
+        if not sound:
             raise RunError(f"training diverged: {name!r} is not finite; lower train.learning_rate")
     return outcome
