@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,15 +62,18 @@ def simulate(
     engine: Annotated[Engine, typer.Option(help="inline: this process; flower: Flower's simulation runtime.")] = (
         Engine.inline
     ),
+    profile: Annotated[bool, typer.Option("--profile", help="Say where each round's time went.")] = False,
 ) -> None:
     """Run a federation on this machine."""
+    if profile and engine is not Engine.inline:
+        raise InputError(f"--profile: has no effect with --engine {engine.value}; use the inline engine")
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other; give one of them")
     changes = [*(overrides or []), *_output(out, resume=resume, overwrite=overwrite)]
     experiment = config.load(file, changes)
     RunDirectory.check(experiment)
     again = ["fedpeft", "simulate", str(file), *(f"--set={change}" for change in overrides or [])]
-    with _interruptible(experiment, again), _watching() as watcher:
+    with _interruptible(experiment, again), _watching(experiment if profile else None) as watcher:
         _engine(engine)(experiment, watcher=watcher)
 
 
@@ -195,12 +199,21 @@ def _interruptible(experiment: Experiment, again: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _watching() -> Iterator[Any]:
+def _watching(profiling: Experiment | None = None) -> Iterator[Any]:
+    """Yield who looks on, with a clock where an experiment is to be profiled."""
+    from fedpeft.report.profile import profiled
     from fedpeft.report.progress import watcher_for
 
-    watcher = watcher_for(Console())
+    console = Console()
+    watcher = watcher_for(console)
     try:
-        yield watcher
+        if profiling is None:
+            yield watcher
+            return
+        with profiled(
+            watcher, profiling, partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        ) as profiler:
+            yield profiler
     finally:
         watcher.close()
 

@@ -21,6 +21,7 @@ from fedpeft.rounds.memory import forget, recall, remember
 from fedpeft.strategies.base import Turn
 from fedpeft.strategies.ranks import padded, sliced
 from fedpeft.tensors import Tensors
+from fedpeft.timing import phase, timed
 from fedpeft.training.feedback import joined_memory, owed, own, send
 from fedpeft.training.loop import Outcome
 from fedpeft.training.optimizers import learning_rate
@@ -171,7 +172,8 @@ def _receive(
         manifest=manifest,
         client=_client(context),
     )
-    came = bench.codec_down.decode(body, manifest, bench.common("down", round_number=header.envelope.round_number))
+    with phase("codec"):
+        came = bench.codec_down.decode(body, manifest, bench.common("down", round_number=header.envelope.round_number))
     names, part_names = ([spec.name for spec in specs] for specs in (beside, parts))
     experiment, round_number = bench.experiment, header.envelope.round_number
     turn = Turn(
@@ -205,6 +207,7 @@ def _finish(bench: Workbench, header: Broadcast, turn: Turn, outcome: Outcome) -
     return delta.joined(beside), parting.memory.require_finite(where=f"memory of client {header.client}")
 
 
+@timed("codec")
 def _encoded(bench: Workbench, header: Broadcast, delta: Tensors, errors: Tensors) -> tuple[bytes, Tensors]:
     """Return the body, and what the codec leaves out of it and earlier ones where that is to be sent later."""
     common = bench.common("up", round_number=header.envelope.round_number, client=header.client)

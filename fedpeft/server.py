@@ -10,7 +10,7 @@ from typing import Any, final
 
 from flwr.serverapp import Grid
 
-from fedpeft.errors import ResumeError, RunError
+from fedpeft.errors import ResumeError
 from fedpeft.privacy.randomness import source
 from fedpeft.report.export import write_adapter
 from fedpeft.report.page import report_page
@@ -27,6 +27,7 @@ from fedpeft.rounds.roster import find_clients
 from fedpeft.rounds.sampling import draw_cohort
 from fedpeft.rounds.tally import Tally
 from fedpeft.strategies.base import State
+from fedpeft.timing import phase, timed
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Evaluated, Update
 
@@ -105,10 +106,7 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
     tally = _train(federation, state, cohort, round_number)
     total = _total(federation, state, cohort, tally, round_number)
     trained = time.monotonic()
-    after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, total))
-    state = bench.settled(state, after, round_number=round_number)
-    state.adapter.require_finite(where=f"global adapter after round {round_number}")
-    bench.residuals(state).require_finite(where=f"residual after round {round_number}")
+    state = _applied(bench, state, total, round_number)
     aggregated = time.monotonic()
     metrics, client_metrics = _evaluate(federation, state, cohort, tally, round_number)
     record = RoundRecord(
@@ -156,8 +154,9 @@ def _train(federation: Federation, state: State, cohort: Iterable[int], round_nu
         tally.count(reply)
         if reply.update is not None and isinstance(reply.header, Update):
             limited = federation.guard.limited(reply.update) if federation.guard else reply.update
-            update = strategy.prepare(federation.bench.adapted.attached.slots, state, limited)
-            tally.total = strategy.accumulate(tally.total, update)
+            with phase("aggregate"):
+                update = strategy.prepare(federation.bench.adapted.attached.slots, state, limited)
+                tally.total = strategy.accumulate(tally.total, update)
             tally.add(reply, reply.header, reply.update.num_examples)
         federation.watcher.client_finished(
             round_number, reply.client, ok=reply.failure is None, bytes_up=reply.bytes_up
@@ -173,8 +172,18 @@ def _total(federation: Federation, state: State, cohort: Iterable[int], tally: T
     bench, keeper = federation.bench, federation.guard
     if cohort or keeper is None or not keeper.central:
         least = bench.experiment.rounds.min_clients
-        _require_quorum(tally, round_number, least, bench.strategy.least_updates())
+        tally.require(round_number, min_clients=least, least_updates=bench.strategy.least_updates())
     return keeper.noised(tally.total, state, round_number) if keeper else tally.total
+
+
+@timed("aggregate")
+def _applied(bench: Workbench, state: State, total: Any, round_number: int) -> State:
+    """Return the state after the round; an aggregate or a residual that is not finite is an error."""
+    after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, total))
+    state = bench.settled(state, after, round_number=round_number)
+    state.adapter.require_finite(where=f"global adapter after round {round_number}")
+    bench.residuals(state).require_finite(where=f"residual after round {round_number}")
+    return state
 
 
 def _evaluate(
@@ -208,17 +217,6 @@ def _exchange(federation: Federation, state: State, round_number: int) -> Exchan
         state=state,
         round_number=round_number,
         workers=federation.workers,
-    )
-
-
-def _require_quorum(tally: Tally, round_number: int, min_clients: int, least_updates: int) -> None:
-    if tally.num_updates >= max(min_clients, least_updates):
-        return
-    reasons = "\n".join(f"  client {failure.client}: {failure.reason}" for failure in tally.failures)
-    raise RunError(
-        f"round {round_number}: {tally.num_updates} client(s) replied, rounds.min_clients = {min_clients} "
-        f"and the strategy needs {least_updates}; "
-        f"the last checkpoint stands, resume when this is mended:\n{reasons}"
     )
 
 

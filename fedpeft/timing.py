@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import wraps
 from typing import Literal, ParamSpec, TypeVar, final
 
-__all__ = ["Clock", "Phase", "current", "phase", "running", "timed"]
+__all__ = ["Clock", "Phase", "Speed", "current", "phase", "running", "timed"]
 
 Phase = Literal[
     "load", "data", "forward-backward", "optimizer", "privacy", "codec", "aggregate", "evaluate", "record", "wait"
@@ -23,12 +24,25 @@ _OFF = nullcontext()
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What the arithmetic costs, and what the machine could do."""
+
+    flops_per_element: float
+    """Floating-point operations of a forward and a backward pass, for each scalar of the model's first input."""
+    peak: float
+    """Floating-point operations a second of one process in a large matrix product."""
+
+
+@final
 class Clock:
     """Seconds by phase; a phase inside another is taken out of it, so that the sum is the time that passed in any."""
 
     def __init__(self, *, settle: Callable[[], None] | None = None) -> None:
         """``settle`` waits for a device that works on its own, so that its time is counted where it was asked for."""
         self.settle = settle
+        self.speed: Speed | None = None
+        """What is known of the arithmetic, if somebody measured it."""
         self._seconds: dict[str, float] = {}
         self._elements = 0
         self._open: list[str] = []

@@ -15,6 +15,8 @@ from fedpeft.engines.start import ready
 from fedpeft.report.watch import Watcher
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.server import serve
+from fedpeft.timing import current
+from fedpeft.training.speed import measure
 
 __all__ = ["InlineGrid", "WorkerGrid", "simulate"]
 
@@ -109,6 +111,8 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
         RunError: the run failed after it began, or a worker process ended; the last checkpoint stands.
     """
     bench, run, resume = ready(experiment)
+    if (clock := current()) is not None:
+        clock.speed = measure(bench)
     workers = num_workers(experiment, num_clients=bench.shares.num_clients)
     memories = MemoryFolder(path=run.clients, checkpoint_every=experiment.rounds.checkpoint_every)
     app, num_clients = local_client_app(bench), bench.shares.num_clients

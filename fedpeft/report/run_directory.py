@@ -19,6 +19,7 @@ from fedpeft.files import flush_folder, write_atomic
 from fedpeft.privacy.ledger import FILE_NAME, Ledger
 from fedpeft.report.record import RoundRecord
 from fedpeft.report.text import flatten
+from fedpeft.timing import timed
 
 __all__ = ["RunDirectory"]
 
@@ -162,6 +163,7 @@ class RunDirectory:
             remedy = "set these back, or start a new run in another directory"
             raise ResumeError("\n".join([f"{self.path}: the experiment has changed; {remedy}:", *differing]))
 
+    @timed("record")
     def append(self, record: RoundRecord) -> None:
         """Add one round and make it durable; a checkpoint of the round is written after this, not before."""
         path = self._rounds

@@ -16,6 +16,7 @@ from fedpeft.rounds.roster import job_name
 from fedpeft.strategies.base import ClientUpdate, Directive, State
 from fedpeft.strategies.ranks import sliced
 from fedpeft.tensors import Spec, Tensors
+from fedpeft.timing import phase, timed
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update, expect
 from fedpeft.wire.payload import pack, size, unpack
@@ -115,7 +116,8 @@ class Exchange:
         header, body = unpack(content, Update)
         manifest = self._trained(client)
         self._expect(header, client, manifest)
-        came = self.bench.codec.decode(body, manifest, self._common("up", client)).require_finite(where=str(header))
+        with phase("codec"):
+            came = self.bench.codec.decode(body, manifest, self._common("up", client)).require_finite(where=str(header))
         beside = [spec.name for spec in self.bench.strategy.beside(self.bench.adapted.attached.slots).up]
         if header.num_examples < 1:
             raise WireError(f"{header}: num_examples = {header.num_examples}, expected at least 1")
@@ -153,6 +155,7 @@ class Exchange:
         slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
         return (*self._directive(client).select(slots, strategy.uplink(slots)), *strategy.beside(slots).up)
 
+    @timed("codec")
     def _body(self, kind: Literal["train", "evaluate"], directive: Directive) -> tuple[tuple[Spec, ...], bytes]:
         """Return what all clients that hold as many ranks are sent, encoded once."""
         sending = self._sending(kind, directive)

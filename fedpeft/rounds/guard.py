@@ -11,6 +11,7 @@ from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.per_client import clipped
 from fedpeft.privacy.randomness import gaussian, source
 from fedpeft.strategies.base import ClientUpdate, State, WeightedSum
+from fedpeft.timing import timed
 from fedpeft.training.workbench import Workbench
 
 __all__ = ["Guard", "guard"]
@@ -30,6 +31,7 @@ class Guard:
         """Whether noise is added here."""
         return self.mechanism.privacy.unit == "client"
 
+    @timed("privacy")
     def charge(self, state: State, cohort: Sequence[int], round_number: int) -> float:
         """Charge a round before it begins; return epsilon with it.
 
@@ -39,12 +41,14 @@ class Guard:
         charge = Charge(round=round_number, clients=tuple(cohort), inputs=_digest(state))
         return self.mechanism.spent(self.ledger.charge(charge, self.mechanism))
 
+    @timed("privacy")
     def limited(self, update: ClientUpdate) -> ClientUpdate:
         """Return an update that counts as one client, of at most the clip's norm where noise is added here."""
         if not self.central:
             return update
         return replace(update, delta=clipped(update.delta, self.mechanism.privacy.clip), num_examples=1)
 
+    @timed("privacy")
     def noised(self, total: Any, state: State, round_number: int) -> Any:
         """Return the round's total with noise, to be divided by the expected cohort, whoever replied.
 

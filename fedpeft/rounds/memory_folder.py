@@ -17,6 +17,7 @@ from fedpeft.files import write_atomic
 from fedpeft.report.record import RoundRecord
 from fedpeft.rounds.checkpoint import KEEP
 from fedpeft.rounds.memory import entries, forget, put, unpack_memory
+from fedpeft.timing import timed
 
 __all__ = ["MemoryFolder"]
 
@@ -42,10 +43,12 @@ class MemoryFolder:
             forget(state)
         self.keep(client, before, after)
 
+    @timed("record")
     def read(self, client: int) -> dict[int, bytes]:
         """Return a client's memory, round -> packed."""
         return {number: path.read_bytes() for number, path in self._files(client).items()}
 
+    @timed("record")
     def keep(self, client: int, before: Mapping[int, bytes], after: Mapping[int, bytes]) -> None:
         """Write what changed of a client's memory; clients may be served at once, each by one thread."""
         for number, data in after.items():

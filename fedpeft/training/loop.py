@@ -1,7 +1,7 @@
 """Local training: the whole loop, on one page."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -14,9 +14,10 @@ from fedpeft.config import Train
 from fedpeft.data.batches import batch_indices, num_batches
 from fedpeft.errors import RunError
 from fedpeft.tasks.base import Batch, Examples, Task
+from fedpeft.timing import current, phase
 from fedpeft.training.optimizers import make_optimizer
 
-__all__ = ["Outcome", "autocast", "evaluate", "to_device", "train_locally"]
+__all__ = ["Outcome", "autocast", "count_elements", "evaluate", "to_device", "train_locally"]
 
 
 @final
@@ -61,11 +62,14 @@ def train_locally(
     model.train()
     with seeds.isolated(seed, "dropout"):
         for indices in batches:
-            losses = _losses(model, [examples[index] for index in indices], task, precision)
-            for parameter in parameters.values():
-                parameter.grad = None
-            _differentiate(losses, penalty(), parameters.values(), train.max_grad_norm)
-            optimizer.step()
+            with phase("data"):
+                batch = to_device(task.collate([examples[index] for index in indices]), model)
+            with phase("forward-backward"):
+                losses = _losses(model, batch, task, precision)
+                _differentiate(losses, penalty(), parameters.values(), train.max_grad_norm)
+            with phase("optimizer"):
+                optimizer.step()
+            count_elements(batch)
             loss_sum += losses.detach().sum().to(torch.float64)
             num_seen += len(indices)
             num_steps += 1
@@ -103,16 +107,23 @@ def to_device(batch: Batch, model: nn.Module) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def _losses(model: nn.Module, rows: Examples, task: Task, precision: str) -> Tensor:
-    batch = to_device(task.collate(rows), model)
+def count_elements(batch: Batch) -> None:
+    """Tell the clock, if one runs, what the model was given: the scalars of its first input."""
+    if (clock := current()) is not None:
+        clock.count(next(iter(batch.values())).numel())
+
+
+def _losses(model: nn.Module, batch: Batch, task: Task, precision: str) -> Tensor:
     with autocast(model, precision):
         return task.losses(model, batch)
 
 
 def _differentiate(
-    losses: Tensor, penalty: Penalty, parameters: Iterable[nn.Parameter], max_grad_norm: float | None
+    losses: Tensor, penalty: Penalty, parameters: Collection[nn.Parameter], max_grad_norm: float | None
 ) -> None:
     """Fill gradients: of what comes of the data, clipped, and then of the parameters alone."""
+    for parameter in parameters:
+        parameter.grad = None
     total = losses.mean() if penalty.per_sample is None else losses.mean() + penalty.per_sample.mean()
     total.backward()  # type: ignore[no-untyped-call]
     if max_grad_norm is not None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedpeft.errors import WireError
+from fedpeft.timing import timed
 from fedpeft.wire.convert import from_bytes, to_bytes
 from fedpeft.wire.message import Header
 
@@ -20,6 +21,7 @@ _STYPE = "fedpeft.v1"
 _H = TypeVar("_H", bound=Header)
 
 
+@timed("codec")
 def pack(header: Header, body: bytes = b"") -> RecordDict:
     """Return what a Flower message carries.
 
@@ -33,6 +35,7 @@ def pack(header: Header, body: bytes = b"") -> RecordDict:
     return RecordDict({_HEADER: config, _BODY: ArrayRecord({_BODY: array})})
 
 
+@timed("codec")
 def unpack(record: RecordDict, kind: type[_H]) -> tuple[_H, bytes]:
     """Return header and body as they were packed; ``expect`` then says whether they are meant for the receiver.
 
