@@ -62,8 +62,7 @@ def serve(
 ) -> dict[str, Any]:
     """Run every round that is still to run, write the adapter and the summary, return the summary.
 
-    ``memories`` holds what clients keep between rounds, where the grid's nodes leave it there; ``workers`` is how many
-    worker processes are behind the grid.
+    ``memories`` holds what clients keep between rounds, where nodes leave it there; ``workers`` counts processes.
 
     Raises:
         ResumeError: the run directory's checkpoint is damaged or of other parts.

@@ -14,10 +14,10 @@ from fedpeft.config import Train
 from fedpeft.data.batches import batch_indices, num_batches
 from fedpeft.errors import RunError
 from fedpeft.tasks.base import Batch, Examples, Task
-from fedpeft.timing import current, phase
+from fedpeft.timing import current, phase, timed
 from fedpeft.training.optimizers import make_optimizer
 
-__all__ = ["Outcome", "autocast", "count_elements", "evaluate", "to_device", "train_locally"]
+__all__ = ["Outcome", "autocast", "counted", "evaluate", "to_device", "train_locally"]
 
 
 @final
@@ -57,22 +57,17 @@ def train_locally(
     length = {"epochs": None if train.local_steps else train.local_epochs, "steps": train.local_steps}
     batches = batch_indices(len(examples), train.batch_size, seed=seed, **length)
     total = num_batches(len(examples), train.batch_size, **length)
-    device = next(model.parameters()).device  # where the loss is added up, so that no step waits for it
-    loss_sum, num_seen, num_steps = torch.zeros((), dtype=torch.float64, device=device), 0, 0
+    loss_sum, num_seen, num_steps = _zero(model), 0, 0
     model.train()
     with seeds.isolated(seed, "dropout"):
         for indices in batches:
-            with phase("data"):
-                batch = to_device(task.collate([examples[index] for index in indices]), model)
-            with phase("forward-backward"):
-                losses = _losses(model, batch, task, precision)
-                _differentiate(losses, penalty(), parameters.values(), train.max_grad_norm)
+            batch = _batch(examples, indices, task, model)
+            losses = _losses(model, batch, task, precision)
+            _differentiate(losses, penalty(), parameters.values(), train.max_grad_norm)
             with phase("optimizer"):
                 optimizer.step()
-            count_elements(batch)
             loss_sum += losses.detach().sum().to(torch.float64)
-            num_seen += len(indices)
-            num_steps += 1
+            num_seen, num_steps = num_seen + len(indices), num_steps + 1
             if after_step is not None:
                 after_step(num_steps / total)
     model.eval()
@@ -107,17 +102,30 @@ def to_device(batch: Batch, model: nn.Module) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def count_elements(batch: Batch) -> None:
-    """Tell the clock, if one runs, what the model was given: the scalars of its first input."""
+def _zero(model: nn.Module) -> Tensor:
+    """Return a sum in float64 that lies with the model, so that no step waits for the device."""
+    return torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
+
+
+@timed("data")
+def _batch(examples: Examples, indices: list[int], task: Task, model: nn.Module) -> Batch:
+    return counted(to_device(task.collate([examples[index] for index in indices]), model))
+
+
+def counted(batch: Batch) -> Batch:
+    """Tell the clock, if one runs, what the model is given: the scalars of its first input."""
     if (clock := current()) is not None:
         clock.count(next(iter(batch.values())).numel())
+    return batch
 
 
+@timed("forward-backward")
 def _losses(model: nn.Module, batch: Batch, task: Task, precision: str) -> Tensor:
     with autocast(model, precision):
         return task.losses(model, batch)
 
 
+@timed("forward-backward")
 def _differentiate(
     losses: Tensor, penalty: Penalty, parameters: Collection[nn.Parameter], max_grad_norm: float | None
 ) -> None:

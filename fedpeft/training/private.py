@@ -22,8 +22,8 @@ from fedpeft.errors import RunError, UnsupportedError
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.per_sample import Batch, Gradients, Losses, way
 from fedpeft.tasks.base import Examples, Task
-from fedpeft.timing import phase
-from fedpeft.training.loop import Outcome, autocast, count_elements, to_device
+from fedpeft.timing import phase, timed
+from fedpeft.training.loop import Outcome, autocast, counted, to_device
 from fedpeft.training.optimizers import make_optimizer
 
 __all__ = ["Private", "train_privately"]
@@ -71,14 +71,10 @@ def train_privately(
         with seeds.isolated(seed, "dropout"):
             for step in range(total):
                 for rows in _batches(examples, train.batch_size, private):
-                    with phase("data"):
-                        batch = to_device(task.collate(rows), model) if rows else None
-                    with phase("forward-backward"):
-                        gradients = _gradients(model, batch, _losses(task, precision), parameters, private)
+                    batch = _batch(task, rows, model)
+                    _hand_over(_gradients(model, batch, _losses(task, precision), parameters, private), parameters)
                     with phase("privacy"):
-                        _hand_over(gradients, parameters)
                         optimizer.clip_and_accumulate()
-                    count_elements(batch or {"": torch.empty(0)})
                 _step(optimizer, parameters, penalty(), private)
                 if after_step is not None:
                     after_step((step + 1) / total)
@@ -89,6 +85,11 @@ def train_privately(
         if not bool(torch.isfinite(parameter).all()):
             raise RunError(f"training diverged: {name!r} is not finite; lower train.learning_rate")
     return Outcome(num_steps=total, num_seen=0, train_loss=None)
+
+
+@timed("data")
+def _batch(task: Task, rows: list[Any], model: nn.Module) -> Batch | None:
+    return counted(to_device(task.collate(rows), model)) if rows else None
 
 
 def _losses(task: Task, precision: str) -> Losses:
@@ -123,6 +124,7 @@ def _batches(examples: Examples, most: int, private: Private) -> Iterator[list[A
         yield [examples[place] for place in places[start : start + most]]
 
 
+@timed("forward-backward")
 def _gradients(
     model: nn.Module, batch: Batch | None, losses: Losses, parameters: Mapping[str, nn.Parameter], private: Private
 ) -> Gradients:

@@ -26,7 +26,7 @@ from tests.e2e.test_memory import files
 
 MARK = "FEDPEFT_TEST"
 CASES: dict[str, dict[str, Any]] = {
-    "dropout": {"rounds": {"num_rounds": 2}},
+    "fedavg": {"rounds": {"num_rounds": 2}},
     "scaffold": needed(
         "scaffold",
         codec={"name": "int4"},
@@ -35,11 +35,17 @@ CASES: dict[str, dict[str, Any]] = {
         rounds={"clients_per_round": 3, "num_rounds": 3},
     ),
     "privacy": {
-        "privacy": {"unit": "example", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-3, "noise": "reproducible"},
+        "privacy": {
+            "unit": "example",
+            "sample_rate": 0.1,
+            "clip": 1.0,
+            "noise_multiplier": 1.0,
+            "delta": 1e-3,
+            "noise": "reproducible",
+        },
         "strategy": {"name": "fedavg", "weighting": "uniform"},
         "rounds": {"num_rounds": 2},
     },
-    "residual": {"strategy": {"name": "fedex_lora"}, "rounds": {"num_rounds": 3}},
 }
 
 
@@ -66,7 +72,7 @@ def same(run: Path, other: Path) -> None:
     assert state_digests(run) == state_digests(other)
 
 
-@pytest.mark.parametrize(("name", "workers"), [("dropout", 3), ("scaffold", 2), ("privacy", 2), ("residual", 2)])
+@pytest.mark.parametrize(("name", "workers"), [("fedavg", 3), ("scaffold", 2), ("privacy", 2)])
 def test_the_number_of_workers_changes_no_bit(tmp_path: Path, name: str, workers: int) -> None:
     inline.simulate(case(name, tmp_path / "one", 1))
 
@@ -125,12 +131,13 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest
 
     def cut_short(bench: Any, folder: Path) -> None:
         honest(bench, folder)
-        (folder / "weights.bin").write_bytes(b"")
+        (folder / "weights.bin").unlink()  # this process lies on it
+        (folder / "weights.bin").touch()
 
     monkeypatch.setattr(crew, "share", cut_short)
 
     with pytest.raises(RunError, match=r"a worker process could not start: RunError: .*0 bytes of weights, expected"):
-        inline.simulate(case("dropout", tmp_path / "run", 2))
+        inline.simulate(case("fedavg", tmp_path / "run", 2))
 
     assert multiprocessing.active_children() == []
 
@@ -138,7 +145,7 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest
 def test_an_interrupted_run_leaves_no_process_and_no_file(tmp_path: Path) -> None:
     (tmp_path / "temporary").mkdir()
     file = tmp_path / "e.toml"
-    file.write_text(case("dropout", tmp_path / "run", 2).to_toml().replace("num_rounds = 2", "num_rounds = 100000"))
+    file.write_text(case("fedavg", tmp_path / "run", 2).to_toml().replace("num_rounds = 2", "num_rounds = 100000"))
     environment = {**os.environ, MARK: tmp_path.name, "TMPDIR": str(tmp_path / "temporary")}
     process = subprocess.Popen(
         [sys.executable, "-m", "fedpeft", "simulate", str(file)],
@@ -165,5 +172,5 @@ def test_an_interrupted_run_leaves_no_process_and_no_file(tmp_path: Path) -> Non
 
 def test_several_workers_are_refused_where_something_else_decides(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="under Flower's simulation Ray starts as many"):
-        flower.simulate(case("dropout", tmp_path / "run", 2))
+        flower.simulate(case("fedavg", tmp_path / "run", 2))
     assert not (tmp_path / "run").exists()
