@@ -1,6 +1,6 @@
 """The clock, on a time that is made up."""
 
-from collections.abc import Iterator
+import contextlib
 
 import pytest
 
@@ -9,11 +9,11 @@ from fedpeft.timing import Clock, current, phase, running, timed
 
 
 @pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def at(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Set the time by its only entry."""
     now = [100.0]
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    yield now
+    return now
 
 
 def test_a_phase_within_another_is_taken_out_of_it(at: list[float]) -> None:
@@ -41,9 +41,9 @@ def test_what_was_taken_is_not_told_again_in_the_middle_of_a_phase_either(at: li
 
 def test_an_error_closes_its_phase(at: list[float]) -> None:
     clock = Clock()
-    with pytest.raises(ValueError, match="no"), clock.phase("record"):
+    with contextlib.suppress(ValueError), clock.phase("record"):
         at[0] += 1.0
-        raise ValueError("no")
+        raise ValueError
     at[0] += 2.0
     assert clock.take() == ({"record": 1.0}, 0)
 

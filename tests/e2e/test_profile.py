@@ -77,7 +77,7 @@ def test_several_processes_have_as_much_more_time(monkeypatch: pytest.MonkeyPatc
 
 
 def test_operations_are_those_of_the_products(tmp_path: Path) -> None:
-    """Counted by hand for one frozen forward pass: it is what is left when nothing trains backwards but the head."""
+    """A pass forward costs what its linear layers do, and backward to the input of each at least as much again."""
     bench = assemble(tiny(tmp_path / "run"))
     forward = _forward_operations(bench.adapted.attached.model, bench)
     before = {name: value.clone() for name, value in bench.adapted.attached.model.state_dict().items()}
