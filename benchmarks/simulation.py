@@ -30,7 +30,9 @@ from fedpeft import config, seeds
 from fedpeft.config import Experiment
 from fedpeft.data.batches import batch_indices
 from fedpeft.engines import flower, inline
+from fedpeft.report.export import read_slots
 from fedpeft.report.run_directory import RunDirectory
+from fedpeft.tensors import Tensors
 from fedpeft.training.workbench import assemble
 
 NUM_CLIENTS, NUM_STEPS, BATCH = 32, 4, 8
@@ -60,7 +62,7 @@ def experiment(folder: Path, out: Path, *, num_rounds: int, workers: int = 1) ->
             "num_heads": 4,
             "intermediate_size": 128,
         },
-        "data": {"name": "table", "path": str(folder / "train.csv"), "test_path": str(folder / "test.csv")},
+        "data": {"name": "table", "path": str(folder / "train.csv"), "test_path": str(folder / "test.csv"), "text": "text", "label": "label"},
         "partition": {"name": "iid", "num_clients": NUM_CLIENTS},
         "task": {"name": "sequence_classification", "max_length": 32},
         "adapter": {"name": "lora", "rank": 4, "alpha": 8},
@@ -74,17 +76,16 @@ def experiment(folder: Path, out: Path, *, num_rounds: int, workers: int = 1) ->
     })  # fmt: skip
 
 
-def by_inline(folder: Path, out: Path, *, num_rounds: int, workers: int) -> tuple[list[float], str]:
-    """Return the seconds of each round but the first, and the adapter's digest."""
-    settings = experiment(folder, out, num_rounds=num_rounds, workers=workers)
-    summary = inline.simulate(settings)
-    return _recorded(out), str(summary["adapter_digest"])
+def by_inline(folder: Path, out: Path, *, num_rounds: int, workers: int) -> tuple[list[float], Tensors]:
+    """Return the seconds of each round but the first, and the adapter."""
+    inline.simulate(experiment(folder, out, num_rounds=num_rounds, workers=workers))
+    return _recorded(out), read_slots(out / "adapter")
 
 
-def by_flower(folder: Path, out: Path, *, num_rounds: int) -> tuple[list[float], str]:
+def by_flower(folder: Path, out: Path, *, num_rounds: int) -> tuple[list[float], Tensors]:
     """Return the same under Flower's simulation runtime, which trains as many clients at once as there are cores."""
-    summary = flower.simulate(experiment(folder, out, num_rounds=num_rounds))
-    return _recorded(out), str(summary["adapter_digest"])
+    flower.simulate(experiment(folder, out, num_rounds=num_rounds))
+    return _recorded(out), read_slots(out / "adapter")
 
 
 def _recorded(out: Path) -> list[float]:
@@ -92,7 +93,7 @@ def _recorded(out: Path) -> list[float]:
     return [record.seconds["clients"] + record.seconds["aggregate"] for record in RunDirectory(out).records()[2:]]
 
 
-def by_hand(folder: Path, out: Path, *, num_rounds: int) -> tuple[list[float], str]:
+def by_hand(folder: Path, out: Path, *, num_rounds: int) -> tuple[list[float], Tensors]:
     """Return the same for a plain loop over clients: set the adapter, train, take it back, average."""
     settings = experiment(folder, out, num_rounds=num_rounds)
     bench = assemble(settings)
@@ -121,28 +122,33 @@ def by_hand(folder: Path, out: Path, *, num_rounds: int) -> tuple[list[float], s
                 total[name] += parameter.detach() / NUM_CLIENTS
         state = total
         seconds.append(time.perf_counter() - began)
-    return seconds[1:], f"{sum(float(value.abs().sum()) for value in state.values()):.6f}"
+    return seconds[1:], Tensors(state)
 
 
 def measure(turns: int, num_rounds: int, *, with_flower: bool) -> dict[str, Any]:
-    """Return the rounds' seconds of every side, turn by turn, and that all of ours reached the same bits."""
+    """Return the rounds' seconds of every side, and how far each adapter is from the loop's."""
     seconds: dict[str, list[float]] = {}
-    digests: dict[str, str] = {}
+    adapters: dict[str, Tensors] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_texts(folder)
         for turn in range(turns):
             for name, run in _sides(folder, turn, num_rounds, with_flower=with_flower).items():
-                taken, digests[name] = run()
+                taken, adapters[name] = run()
                 seconds.setdefault(name, []).extend(round(each, 4) for each in taken)
                 print(turn, name, round(statistics.median(taken), 3), flush=True)
-    return {"seconds": seconds, "digests": digests}
+    largest = {
+        name: max(float((adapter[slot] - adapters["loop"][slot]).abs().max()) for slot in adapter)
+        for name, adapter in adapters.items()
+    }
+    digests = {name: adapter.digest() for name, adapter in adapters.items()}
+    return {"seconds": seconds, "largest_difference_from_loop": largest, "digests": digests}
 
 
 def _sides(
     folder: Path, turn: int, num_rounds: int, *, with_flower: bool
-) -> dict[str, Callable[[], tuple[list[float], str]]]:
-    sides: dict[str, Callable[[], tuple[list[float], str]]] = {
+) -> dict[str, Callable[[], tuple[list[float], Tensors]]]:
+    sides: dict[str, Callable[[], tuple[list[float], Tensors]]] = {
         "loop": lambda: by_hand(folder, folder / f"loop{turn}", num_rounds=num_rounds),
         "ours, 1": lambda: by_inline(folder, folder / f"one{turn}", num_rounds=num_rounds, workers=1),
         "ours, 2": lambda: by_inline(folder, folder / f"two{turn}", num_rounds=num_rounds, workers=2),
@@ -171,7 +177,11 @@ def main() -> None:
     sizes = {"num_clients": NUM_CLIENTS, "num_steps": NUM_STEPS, "batch_size": BATCH, "num_threads": 1}
     medians = {name: round(statistics.median(values), 4) for name, values in results["seconds"].items()}
     whole = {"sizes": sizes, "medians": medians, "ratios": compared(results["seconds"]), **results}
-    print(json.dumps({key: whole[key] for key in ("medians", "ratios", "digests")}, indent=1))
+    print(
+        json.dumps(
+            {key: whole[key] for key in ("medians", "ratios", "largest_difference_from_loop", "digests")}, indent=1
+        )
+    )
     if not arguments.dry:
         write_results("simulation", whole)
 
