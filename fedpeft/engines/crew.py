@@ -6,7 +6,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -86,7 +86,7 @@ class Crew:
         self._closed = False
         self._waiting: set[str] = set()
         self._workers: list[tuple[_Worker, threading.Thread]] = []
-        self._folder = TemporaryDirectory(prefix="fedpeft-", ignore_cleanup_errors=True)
+        self._shared = ExitStack()
         self._clock = current()
 
     def __enter__(self) -> Self:
@@ -106,7 +106,8 @@ class Crew:
         self._dismiss()
 
     def _start(self) -> None:
-        folder = Path(self._folder.name)
+        scratch = TemporaryDirectory(prefix="fedpeft-", ignore_cleanup_errors=True)
+        folder = Path(self._shared.enter_context(scratch))
         share(self._bench, folder)
         context = multiprocessing.get_context("spawn")
         setup = Setup(
@@ -139,7 +140,7 @@ class Crew:
             worker.process.join()
             thread.join()
             worker.connection.close()
-        self._folder.cleanup()
+        self._shared.close()
 
     @property
     def pids(self) -> tuple[int, ...]:

@@ -94,7 +94,7 @@ def test_a_changed_experiment_is_refused_by_key_with_both_values(
     assert "train.momentum" not in str(caught.value)
 
 
-def test_where_output_goes_and_how_many_run_it_may_change(
+def test_where_output_goes_and_who_runs_it_may_change(
     run: RunDirectory, make_experiment: Callable[..., Experiment]
 ) -> None:
     same = make_experiment(output={"directory": str(run.path)}, simulation={"workers": 2})
