@@ -9,7 +9,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test fuzz check bench lint types clean
+.PHONY: demo test fuzz check bench lint types compose clean
 
 demo: $(WITH_DEMO)
 	$(BIN)/fedpeft simulate simulations/quickstart.toml --out runs/quickstart --overwrite
@@ -32,6 +32,10 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+# The repository's docker-compose.yml, from where the processes are said (fedpeft/deploy/topology.py).
+compose: $(INSTALLED)
+	$(BIN)/python -c "from fedpeft.deploy.compose import repository_file; print(repository_file(), end='')" > docker-compose.yml
 
 clean:
 	rm -rf $(VENV) build dist fedpeft.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -7,14 +7,13 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fedpeft import __version__, cli_files, config, plugins
+from fedpeft.cli_deploy import deploy_app
 from fedpeft.cli_privacy import privacy_app
 from fedpeft.config import Experiment
 from fedpeft.errors import FedpeftError, InputError
@@ -69,11 +68,13 @@ def simulate(
         raise InputError(f"--profile: has no effect with --engine {engine.value}; use the inline engine")
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other; give one of them")
-    changes = [*(overrides or []), *_output(out, resume=resume, overwrite=overwrite)]
+    changes = [*(overrides or []), *cli_files.output_changes(out, resume=resume, overwrite=overwrite)]
     experiment = config.load(file, changes)
     RunDirectory.check(experiment)
     again = ["fedpeft", "simulate", str(file), *(f"--set={change}" for change in overrides or [])]
-    with _interruptible(experiment, again), _watching(experiment if profile else None) as watcher:
+    from fedpeft.report.progress import watching
+
+    with _interruptible(experiment, again), watching() as plain, _profiled(experiment, plain, profile) as watcher:
         _engine(engine)(experiment, watcher=watcher)
 
 
@@ -147,6 +148,7 @@ def export(
 
 
 app.add_typer(privacy_app, name="privacy")
+app.add_typer(deploy_app, name="deploy")
 
 
 @app.callback(invoke_without_command=True)
@@ -199,31 +201,15 @@ def _interruptible(experiment: Experiment, again: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _watching(profiling: Experiment | None = None) -> Iterator[Any]:
-    """Yield who looks on, with a clock where an experiment is to be profiled."""
+def _profiled(experiment: Experiment, watcher: Any, wanted: bool) -> Iterator[Any]:
+    """Yield who looks on, with a clock where the time is to be told."""
+    if not wanted:
+        yield watcher
+        return
     from fedpeft.report.profile import profiled
-    from fedpeft.report.progress import watcher_for
 
-    console = Console()
-    watcher = watcher_for(console)
-    try:
-        if profiling is None:
-            yield watcher
-            return
-        with profiled(
-            watcher, profiling, partial(console.print, markup=False, highlight=False, soft_wrap=True)
-        ) as profiler:
-            yield profiler
-    finally:
-        watcher.close()
-
-
-def _output(out: Path | None, *, resume: bool, overwrite: bool) -> list[str]:
-    """Return the overrides that say where results go; they are no part of the experiment's identity."""
-    changes = [f"output.directory={json.dumps(str(out.resolve()))}"] if out else []
-    if resume or overwrite:
-        changes.append(f'output.if_exists="{"resume" if resume else "overwrite"}"')
-    return changes
+    with profiled(watcher, experiment, typer.echo) as profiler:
+        yield profiler
 
 
 def _inputs(texts: list[str], text2: str | None, file: Path | None) -> list[dict[str, Any]]:

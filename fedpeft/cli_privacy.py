@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedpeft.errors import InputError
+from fedpeft.errors import InputError, RunError
 
 __all__ = ["privacy_app"]
 
@@ -60,6 +60,34 @@ def spent(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directo
     made = mechanism(experiment.privacy, train=experiment.train, rounds=experiment.rounds, num_clients=len(shares))
     charged = directory.ledger.charged_rounds(experiment.privacy.unit)
     typer.echo(json.dumps(made.statement(charged), indent=1))
+
+
+@privacy_app.command()
+def audit(
+    target: Annotated[
+        Path, typer.Argument(metavar="EXPERIMENT_OR_RUN", help="An experiment's file, or a run directory.")
+    ],
+    trials: Annotated[int, typer.Option(min=1000, help="Releases with a canary, and as many without.")] = 100_000,
+    canaries: Annotated[int, typer.Option(min=20, help="Of one run.")] = 1000,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999999, help="Of each lower bound.")] = 0.99,
+    seed: Annotated[int, typer.Option(help="Of coins and canaries.")] = 0,
+) -> None:
+    """Attack a private experiment with its own code; print, as JSON, what was found beside what is claimed.
+
+    Of a run directory also how well its adapter tells what it was trained on. Fails if more was found than is claimed.
+    """
+    from fedpeft import config
+    from fedpeft.audit import Effort, membership
+    from fedpeft.audit import audit as attack
+    from fedpeft.report.run_directory import RunDirectory
+
+    is_run = target.is_dir()
+    experiment = RunDirectory.open(target).experiment() if is_run else config.load(target)
+    found = attack(experiment, Effort(trials=trials, canaries=canaries, confidence=confidence, seed=seed))
+    found |= {"membership": membership(target)} if is_run else {}
+    typer.echo(json.dumps(found, indent=1))
+    if not found["holds"]:
+        raise RunError("the audit found more than is claimed: do not rely on this experiment's epsilon")
 
 
 def _choices(epsilon: float, cohort: int, rounds: int, clients: int) -> list[tuple[str, float, int, int]]:

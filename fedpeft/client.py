@@ -22,6 +22,7 @@ from fedpeft.strategies.base import Turn
 from fedpeft.strategies.ranks import padded, sliced
 from fedpeft.tensors import Tensors
 from fedpeft.timing import phase, timed
+from fedpeft.training.distributed import hidden
 from fedpeft.training.feedback import joined_memory, owed, own, send
 from fedpeft.training.loop import Outcome
 from fedpeft.training.optimizers import learning_rate
@@ -115,6 +116,7 @@ def train(message: Message, context: Context, bench: Workbench) -> RecordDict:
     examples, _ = bench.client_examples(header.client)
     outcome = train_turn(bench, turn, examples, client=header.client)
     delta, memory = _finish(bench, header, turn, outcome)
+    delta = hidden(bench, delta, client=header.client, round_number=turn.round_number)
     update = Update(
         envelope=_envelope(bench, header, delta),
         client=header.client,

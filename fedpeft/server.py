@@ -26,7 +26,7 @@ from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.rounds.roster import find_clients
 from fedpeft.rounds.sampling import draw_cohort
 from fedpeft.rounds.tally import Tally
-from fedpeft.strategies.base import State
+from fedpeft.strategies.base import ClientUpdate, State
 from fedpeft.timing import phase, timed
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Evaluated, Update
@@ -62,7 +62,7 @@ def serve(
 ) -> dict[str, Any]:
     """Run every round that is still to run, write the adapter and the summary, return the summary.
 
-    ``memories`` holds what clients keep between rounds, where nodes leave it there; ``workers`` counts processes.
+    ``memories`` holds what clients keep between rounds, where nodes leave it; ``workers`` is what it is in Federation.
 
     Raises:
         ResumeError: the run directory's checkpoint is damaged or of other parts.
@@ -98,17 +98,18 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
     Raises:
         RunError: fewer replies than rounds.min_clients, or the aggregate is not finite.
     """
-    bench, keeper = federation.bench, federation.guard
+    keeper = federation.guard
     cohort = _cohort(federation, round_number)
     epsilon = keeper.charge(state, cohort, round_number) if keeper else None
     began = time.monotonic()
     tally = _train(federation, state, cohort, round_number)
     total = _total(federation, state, cohort, tally, round_number)
     trained = time.monotonic()
-    state = _applied(bench, state, total, round_number)
+    before, state = state, _applied(federation, state, total, tally, round_number)
     aggregated = time.monotonic()
     metrics, client_metrics = _evaluate(federation, state, cohort, tally, round_number)
-    record = RoundRecord(
+    done = time.monotonic()
+    return state, RoundRecord(
         round=round_number,
         clients=cohort,
         failures=tuple(tally.failures),
@@ -116,19 +117,15 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         metrics=metrics,
         client_metrics=client_metrics,
         epsilon=epsilon,
+        clip=keeper.clip(before) if keeper and keeper.central else None,
         bytes_up=tally.bytes_up,
         bytes_down=tally.bytes_down,
         bytes_up_fp32=4 * tally.floats_up,
         bytes_down_fp32=4 * tally.floats_down,
         bytes_up_bound=tally.bytes_up_bound,
         worker_processes=federation.workers,
-        seconds={
-            "clients": trained - began,
-            "aggregate": aggregated - trained,
-            "evaluate": time.monotonic() - aggregated,
-        },
+        seconds={"clients": trained - began, "aggregate": aggregated - trained, "evaluate": done - aggregated},
     )
-    return state, record
 
 
 def _cohort(federation: Federation, round_number: int) -> tuple[int, ...]:
@@ -147,20 +144,28 @@ def _cohort(federation: Federation, round_number: int) -> tuple[int, ...]:
 
 def _train(federation: Federation, state: State, cohort: Iterable[int], round_number: int) -> Tally:
     """Stream the cohort's updates into one running total."""
-    strategy = federation.bench.strategy
+    bench, keeper, strategy = federation.bench, federation.guard, federation.bench.strategy
     tally = Tally(total=strategy.start())
     for reply in _exchange(federation, state, round_number).train(cohort):
         tally.count(reply)
         if reply.update is not None and isinstance(reply.header, Update):
-            limited = federation.guard.limited(reply.update) if federation.guard else reply.update
             with phase("aggregate"):
-                update = strategy.prepare(federation.bench.adapted.attached.slots, state, limited)
+                limited = _limited(keeper, reply.update, state, tally)
+                update = strategy.prepare(bench.adapted.attached.slots, state, limited)
                 tally.total = strategy.accumulate(tally.total, update)
             tally.add(reply, reply.header, reply.update.num_examples)
         federation.watcher.client_finished(
             round_number, reply.client, ok=reply.failure is None, bytes_up=reply.bytes_up
         )
     return tally
+
+
+def _limited(keeper: Guard | None, update: ClientUpdate, state: State, tally: Tally) -> ClientUpdate:
+    """Return the update as privacy lets it count."""
+    if keeper is None:
+        return update
+    tally.num_within += keeper.within(update, state)
+    return keeper.limited(update, state)
 
 
 def _total(federation: Federation, state: State, cohort: Iterable[int], tally: Tally, round_number: int) -> Any:
@@ -176,10 +181,12 @@ def _total(federation: Federation, state: State, cohort: Iterable[int], tally: T
 
 
 @timed("aggregate")
-def _applied(bench: Workbench, state: State, total: Any, round_number: int) -> State:
+def _applied(federation: Federation, before: State, total: Any, tally: Tally, round_number: int) -> State:
     """Return the state after the round; an aggregate or a residual that is not finite is an error."""
-    after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, total))
-    state = bench.settled(state, after, round_number=round_number)
+    bench, keeper = federation.bench, federation.guard
+    after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, before, total))
+    state = bench.settled(before, after, round_number=round_number)
+    state = keeper.renewed(state, before, tally, round_number) if keeper else state
     state.adapter.require_finite(where=f"global adapter after round {round_number}")
     bench.residuals(state).require_finite(where=f"residual after round {round_number}")
     return state

@@ -19,8 +19,11 @@ LAYERS = (
     ("report",),
     ("rounds",),
     ("client", "server", "trainer"),
-    ("engines", "inference"),
+    ("canaries",),
+    ("audit", "engines", "inference"),
+    ("deploy",),
     ("cli_files", "cli_privacy"),
+    ("cli_deploy",),
     ("cli",),
     ("__main__", "/server", "/client"),
 )
@@ -38,7 +41,9 @@ HOMES = {
     "google.protobuf": ("wire",),
     "grpc": ("wire", "trainer"),
     "flwr": ("wire", "rounds", "engines", "client", "server", "/server", "/client"),
-    "typer": ("cli", "cli_files", "cli_privacy"),
+    "typer": ("cli", "cli_deploy", "cli_files", "cli_privacy"),
+    "cryptography": ("deploy",),
+    "yaml": ("deploy",),
     "rich": ("cli", "cli_files", "cli_privacy", "report"),
     "sklearn": ("data",),
 }

@@ -6,7 +6,21 @@ from pydantic import Field, model_validator
 
 from fedpeft.config.base import Frozen
 
-__all__ = ["Privacy"]
+__all__ = ["AdaptiveClip", "Privacy"]
+
+
+@final
+class AdaptiveClip(Frozen):
+    """The clip follows a quantile of the updates' norms (Andrew et al. 2021, arXiv 1905.03871)."""
+
+    quantile: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the updates that the clip is to leave whole."""
+    learning_rate: float = Field(default=0.2, gt=0)
+    """How fast it follows: the clip is multiplied by exp(-learning_rate (share within it - quantile))."""
+    bit_noise: float | None = Field(default=None, gt=0)
+    """Standard deviation of the noise on the number of updates within the clip; it is charged: the updates carry so
+    much more that both together cost what was planned. Unset: a twentieth of the expected cohort, or what makes the
+    updates' noise one percent larger, whichever is more."""
 
 
 @final
@@ -40,6 +54,11 @@ class Privacy(Frozen):
     """Of unit client: carry the noise of a federation of so many clients. The guarantee is that federation's."""
     cohort: int | None = Field(default=None, ge=1)
     """Of unit client: clients expected a round in that larger federation."""
+    adaptive: AdaptiveClip | None = None
+    """Of unit client: let clip, the first one, follow the updates' norms."""
+    placement: Literal["central", "distributed"] = "central"
+    """Of unit client: central, the server cuts and adds the noise; distributed, each client cuts and adds its share,
+    as large as rounds.min_clients of them must have it, and of fewer nothing is released."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -49,6 +68,10 @@ class Privacy(Frozen):
             raise ValueError("sample_rate belongs to unit = 'example': give both or neither")
         if self.unit == "client" and self.clipping != "flat":
             raise ValueError("clipping = 'per_layer' belongs to unit = 'example'; a client's update is cut as a whole")
+        if self.unit == "example" and (self.adaptive is not None or self.placement != "central"):
+            raise ValueError("adaptive and placement belong to unit = 'client'")
+        if self.placement == "distributed" and (self.adaptive is not None or self.population is not None):
+            raise ValueError("placement = 'distributed' goes with neither adaptive nor population: no one counts norms")
         if (self.population is None) != (self.cohort is None) or (self.population and self.unit == "example"):
             raise ValueError("population and cohort belong together, and to unit = 'client'")
         if self.population is not None and self.cohort is not None and self.cohort > self.population:

@@ -7,7 +7,7 @@ from typing import final
 from datasets import Dataset
 from flwr_datasets.partitioner import Partitioner
 
-__all__ = ["Partition", "Source", "Splits"]
+__all__ = ["OwnSource", "Partition", "Source", "Splits"]
 
 
 @final
@@ -37,8 +37,28 @@ class Source(ABC):
         """
 
 
+class OwnSource(Source):
+    """Where each client's examples come from a place of its own, which no one else need have.
+
+    ``load`` reads what all may see: the held-out examples, and the labels that these have; its ``train`` is empty.
+    """
+
+    @abstractmethod
+    def own(self, client: int, splits: Splits, *, seed: int) -> Dataset:
+        """Read one client's training examples, labelled by the names of the splits.
+
+        Raises:
+            DataError: names the file and what is wrong there.
+        """
+
+
 class Partition(ABC):
     """How training examples are dealt to clients. Concrete classes are final and hold only their options."""
+
+    @property
+    def num_clients(self) -> int | None:
+        """How many clients have data of their own; None where it is dealt to them."""
+        return None
 
     @abstractmethod
     def partitioner(self, train: Dataset, *, seed: int) -> Partitioner:

@@ -13,7 +13,7 @@ from fedpeft.data.base import Splits
 from fedpeft.data.splits import held_out, subsample
 from fedpeft.errors import DataError
 
-__all__ = ["Cells", "TableOptions", "choose", "to_splits"]
+__all__ = ["Cells", "ColumnOptions", "TableOptions", "choose", "to_dataset", "to_splits"]
 
 Cells = Mapping[str, Sequence[object]]
 """The table's own column name -> its cells, all columns of one length."""
@@ -21,7 +21,7 @@ Cells = Mapping[str, Sequence[object]]
 _Canonical = dict[str, list[str]]
 
 
-class TableOptions(Frozen):
+class ColumnOptions(Frozen):
     """Which columns of a table are read, under which canonical name, and how many rows."""
 
     text: str | None = None
@@ -36,8 +36,6 @@ class TableOptions(Frozen):
     """Column with the prompt."""
     answer: str | None = None
     """Column with the answer to the prompt."""
-    test_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the rows that is held out where there is no test table."""
     max_train: int | None = Field(default=None, ge=1)
     """Keep so many training rows at most, drawn by the seed."""
     max_test: int | None = Field(default=None, ge=1)
@@ -63,6 +61,13 @@ class TableOptions(Frozen):
             "answer": self.answer,
         }
         return {canonical: name for canonical, name in named.items() if name is not None}
+
+
+class TableOptions(ColumnOptions):
+    """The same of a table that may be split."""
+
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the rows that is held out where there is no test table."""
 
 
 def choose(wanted: Mapping[str, str], present: Sequence[str], *, where: str) -> list[str]:
@@ -96,18 +101,36 @@ def to_splits(train: Cells, test: Cells | None, options: TableOptions, *, where:
     Raises:
         DataError: a cell is empty or of the wrong type, a held-out label is not in train, or there are too few rows.
     """
-    checked = _checked(train, options.columns, where=where[0])
-    label_names = _label_names(checked.get("label", []))
-    data = _dataset(checked, label_names, where=where[0])
+    data, label_names = to_dataset(train, options, where=where[0])
     if test is None:
         data, held = held_out(data, fraction=options.test_fraction, seed=seed)
     else:
-        held = _dataset(_checked(test, options.columns, where=where[1]), label_names, where=where[1])
+        held, _ = to_dataset(test, options, where=where[1], label_names=label_names)
     return Splits(
         train=subsample(data, options.max_train, "train", seed=seed),
         test=subsample(held, options.max_test, "test", seed=seed),
         label_names=label_names,
     )
+
+
+def to_dataset(
+    cells: Cells,
+    options: ColumnOptions,
+    *,
+    where: str,
+    label_names: tuple[str, ...] | None = None,
+    known_from: str = "training",
+) -> tuple[Dataset, tuple[str, ...]]:
+    """Check the cells of one table; return them under canonical names, and the names of the labels.
+
+    These are its own, or those given, which are from the data that ``known_from`` names.
+
+    Raises:
+        DataError: a cell is empty or of the wrong type, or a label is not among those given.
+    """
+    checked = _checked(cells, options.columns, where=where)
+    names = _label_names(checked.get("label", [])) if label_names is None else label_names
+    return _dataset(checked, names, where=where, known_from=known_from), names
 
 
 def _checked(cells: Cells, columns: Mapping[str, str], *, where: str) -> _Canonical:
@@ -139,13 +162,14 @@ def _label_names(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct))
 
 
-def _dataset(canonical: _Canonical, label_names: Sequence[str], *, where: str) -> Dataset:
+def _dataset(canonical: _Canonical, label_names: Sequence[str], *, where: str, known_from: str) -> Dataset:
     index = {name: number for number, name in enumerate(label_names)}
     columns: dict[str, list[str] | list[int]] = {**canonical}
     if "label" in canonical:
         for row, label in enumerate(canonical["label"], 1):
             if label not in index:
                 known = ", ".join(label_names[:20])
-                raise DataError(f"{where}: row {row}: label {label!r} is not in the training data, which has {known}")
+                told = f"label {label!r} is not in the {known_from} data, which has {known}"
+                raise DataError(f"{where}: row {row}: {told}")
         columns["label"] = [index[label] for label in canonical["label"]]
     return Dataset.from_dict(columns)

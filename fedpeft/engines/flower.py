@@ -10,14 +10,15 @@ from typing import Any
 
 from fedpeft.config import Experiment
 from fedpeft.engines.bundle import write_bundle
+from fedpeft.engines.operator import Operator, Status
 from fedpeft.engines.start import ready
-from fedpeft.engines.superlink import Status, SuperLink, started
+from fedpeft.engines.superlink import started
 from fedpeft.errors import RunError, UnsupportedError
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.report.watch import Watcher
 from fedpeft.server import resumed
 
-__all__ = ["simulate"]
+__all__ = ["begin", "continued", "follow", "simulate"]
 
 _LOOK_SECONDS = 0.5
 """Between looks at the rounds on the disk."""
@@ -39,13 +40,13 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
     """
     watcher = watcher or Watcher()
     resources = _resources(experiment)
-    run, num_clients, done = _begin(experiment, watcher)
+    run, num_clients, done = begin(experiment, watcher)
     with tempfile.TemporaryDirectory(prefix="fedpeft-", ignore_cleanup_errors=True) as scratch:
         bundle = Path(scratch) / "bundle"
-        write_bundle(bundle, _continued(experiment, run))
+        write_bundle(bundle, continued(experiment, run))
         with started(Path(scratch), modules=bundle) as superlink:
             number = superlink.run(bundle, federation_config=f"num-supernodes={num_clients} {resources}")
-            _follow(superlink, number, run, watcher, done)
+            follow(superlink, number, run, watcher, done)
     summary = run.summary()
     watcher.finished(summary)
     return summary
@@ -72,7 +73,7 @@ def _resources(experiment: Experiment) -> str:
     return f"client-resources-num-cpus={threads}{gpus}"
 
 
-def _begin(experiment: Experiment, watcher: Watcher) -> tuple[RunDirectory, int, int]:
+def begin(experiment: Experiment, watcher: Watcher) -> tuple[RunDirectory, int, int]:
     """Find what can be wrong before anything starts; return the run, its clients, and the rounds recorded already."""
     bench, run, resume = ready(experiment)
     begun = resumed(run, bench) if resume else None
@@ -86,13 +87,13 @@ def _begin(experiment: Experiment, watcher: Watcher) -> tuple[RunDirectory, int,
     return run, bench.shares.num_clients, len(run.records())
 
 
-def _continued(experiment: Experiment, run: RunDirectory) -> Experiment:
+def continued(experiment: Experiment, run: RunDirectory) -> Experiment:
     """The run directory is made already, so the server app takes it up."""
     output = experiment.output.model_copy(update={"directory": str(run.path.resolve()), "if_exists": "resume"})
     return dataclasses.replace(experiment, output=output)
 
 
-def _follow(superlink: SuperLink, number: int, run: RunDirectory, watcher: Watcher, done: int) -> None:
+def follow(superlink: Operator, number: int, run: RunDirectory, watcher: Watcher, done: int) -> None:
     """Show each round as it is recorded, until the run ends.
 
     Raises:

@@ -10,13 +10,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-__all__ = ["end", "ended_by_sigterm", "started_under"]
+__all__ = ["end", "end_all", "ended_by_sigterm", "started_under"]
 
 _PROC = Path("/proc")
 _POLITE_SECONDS = 5.0
@@ -39,18 +39,30 @@ def started_under(name: str, value: str) -> set[_Identity]:
 
 def end(process: "subprocess.Popen[bytes]", *, name: str, value: str) -> None:
     """Ask a process to end, wait a little for all it started, then kill what is left; Ctrl-C waits for that."""
+    end_all([process], name=name, value=value)
+
+
+def end_all(processes: Iterable["subprocess.Popen[bytes]"], *, name: str, value: str) -> None:
+    """Ask processes to end, wait a little for all they started, then kill what is left; Ctrl-C waits for that."""
+    ours = list(processes)
     with _without_interrupts():
         known = started_under(name, value)
-        process.terminate()
+        for process in ours:
+            process.terminate()
         deadline = time.monotonic() + _POLITE_SECONDS
-        while time.monotonic() < deadline and (process.poll() is None or _living(known)):
+        while time.monotonic() < deadline and (_alive(ours) or _living(known)):
             time.sleep(_PAUSE_SECONDS)
         for _ in range(_ROUNDS):
-            if not (left := _living(known | started_under(name, value))) and process.poll() is not None:
+            if not (left := _living(known | started_under(name, value))) and not _alive(ours):
                 break
-            _kill(process, left)
+            _kill(ours, left)
             time.sleep(_PAUSE_SECONDS)
-        process.wait()
+        for process in ours:
+            process.wait()
+
+
+def _alive(processes: Iterable["subprocess.Popen[bytes]"]) -> bool:
+    return None in [process.poll() for process in processes]  # each one is asked, and so reaped
 
 
 @contextmanager
@@ -85,9 +97,10 @@ def _handling(number: signal.Signals, handler: Any) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _kill(process: "subprocess.Popen[bytes]", others: set[_Identity]) -> None:
-    if process.poll() is None:
-        process.kill()
+def _kill(ours: Iterable["subprocess.Popen[bytes]"], others: set[_Identity]) -> None:
+    for process in ours:
+        if process.poll() is None:
+            process.kill()
     for pid, _ in others:
         try:
             os.kill(pid, signal.SIGKILL)

@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from fedpeft.adapters.plan import Plan
 from fedpeft.client import enrol
 from fedpeft.config import Experiment
+from fedpeft.data.shares import Shares
 from fedpeft.data.store import read_store, write_store
 from fedpeft.engines.local import local_client_app, node_context
 from fedpeft.rounds.memory import entries, put
@@ -69,7 +70,8 @@ class Done:
 
 def share(bench: Workbench, folder: Path) -> None:
     """Write data, plan and frozen weights for worker processes; this process too lies on these weights from now on."""
-    write_store(folder / _DATA, bench.splits, bench.shares)
+    if isinstance(bench.shares, Shares):  # what is each client's own is read from its own place
+        write_store(folder / _DATA, bench.splits, bench.shares)
     (folder / _PLAN).write_bytes(bench.adapted.plan.to_bytes())
     write_weights(bench.adapted.attached.model, folder / _WEIGHTS)
     map_weights(bench.adapted.attached.model, folder / _WEIGHTS)
@@ -103,7 +105,8 @@ def work(connection: Connection, setup: Setup) -> None:
 
 def _opened(setup: Setup) -> tuple[Workbench, bytes]:
     plan = (setup.folder / _PLAN).read_bytes()
-    bench = assemble(setup.experiment, Plan.from_bytes(plan), read_store(setup.folder / _DATA))
+    dealt = read_store(setup.folder / _DATA) if (setup.folder / _DATA).is_dir() else None
+    bench = assemble(setup.experiment, Plan.from_bytes(plan), dealt)
     map_weights(bench.adapted.attached.model, setup.folder / _WEIGHTS)
     return bench, plan
 

@@ -12,6 +12,14 @@ as many rounds have the same. It holds against the server, which sees noised sum
 Client: in each round each client is drawn with probability q = n / N on its own, or all are (q = 1), its whole update
 is cut to C on the server, as it was decoded, and noise of standard deviation z C is added to the sum, which is divided
 by the constant n. So one client moves the sum by at most C. It holds for what the server publishes: the adapter.
+
+With an adaptive clip (Andrew et al. 2021, arXiv 1905.03871) a second number is released each round: how many updates
+were within C, each counted as +1/2 or -1/2, with noise of standard deviation b. One client moves it by at most 1/2, so
+the pair is one Gaussian release of multiplier z where the updates' own multiplier is (z^-2 - (2b)^-2)^(-1/2).
+
+Distributed (all clients are asked, q = 1): each cuts its own update to C and adds noise of standard deviation
+z C / sqrt(m), m = rounds.min_clients. The sum of any k >= m of them has z C sqrt(k / m) >= z C; of fewer nothing is
+released. It holds for the sum, so against whoever sees no single update, and counts on m clients that do add noise.
 """
 
 import math
@@ -28,6 +36,13 @@ __all__ = ["Mechanism", "mechanism"]
 
 SLACK = 1e-9
 """Relative, of an epsilon that is compared with the budget it was made from."""
+_COHORT_SHARE, _MORE_NOISE = 1 / 20, 1.01
+"""Of an adaptive clip's count: its noise over the cohort, and by how much at most it makes the updates' noise grow."""
+_TRUST = {
+    "example": "none in the server: noise is added on the client in each step",
+    "central": "the server, which sees each update: what holds is of the adapter it publishes, not of its run folder",
+    "distributed": "whoever sees single updates, whose own noise is a share: what holds is of their sum",
+}
 
 
 @final
@@ -48,11 +63,30 @@ class Mechanism:
     """Of the noised sum: the expected batch, or the expected cohort."""
     noise_scale: float = 1.0
     """Times z C: below 1 where few clients stand in for the cohort of a larger federation."""
+    bit_noise: float | None = None
+    """b, of an adaptive clip."""
+    shares: int | None = None
+    """m, of distributed noise."""
 
     @property
     def std(self) -> float:
-        """Standard deviation of the noise on a sum."""
-        return self.noise_multiplier * self.privacy.clip * self.noise_scale
+        """Standard deviation of the noise on a sum, at the first clip."""
+        return self.std_at(self.privacy.clip)
+
+    def std_at(self, clip: float) -> float:
+        """Return the standard deviation of the noise on a sum of what was cut to this norm."""
+        return self.update_noise * clip * self.noise_scale
+
+    @property
+    def update_noise(self) -> float:
+        """The multiplier of the noise on updates: z, or more where the count beside them is charged."""
+        rest = 0.0 if self.bit_noise is None else (2 * self.bit_noise) ** -2
+        return float((self.noise_multiplier**-2 - rest) ** -0.5)
+
+    @property
+    def share_std(self) -> float:
+        """Standard deviation of the noise that each client adds, where it is distributed."""
+        return self.std / math.sqrt(self.shares or 1)
 
     def spent(self, num_rounds: int) -> float:
         """Return epsilon at the plan's delta after so many rounds."""
@@ -86,11 +120,6 @@ class Mechanism:
     def statement(self, num_rounds: int) -> dict[str, Any]:
         """Return what may be claimed after so many charged rounds, in words and numbers."""
         privacy, example = self.privacy, self.privacy.unit == "example"
-        trust = (
-            "none in the server: noise is added on the client in each step"
-            if example
-            else "the server, which sees each update: what holds is of the adapter it publishes, not of its run folder"
-        )
         said = {
             "unit": privacy.unit,
             "epsilon": self.spent(num_rounds),
@@ -102,10 +131,14 @@ class Mechanism:
             "accountant": privacy.accountant,
             "noise_multiplier": self.noise_multiplier,
             "clip": privacy.clip,
-            "trust": trust,
+            "trust": _TRUST["example" if example else privacy.placement],
             "composition": "the largest of any client's, whose examples are disjoint" if example else "over all rounds",
             "randomness": "secure" if privacy.noise == "secure" else "REPRODUCIBLE: for research, not private in use",
         }
+        if self.bit_noise is not None:
+            said["adaptive_clip"] = f"its count has noise {self.bit_noise:.4g}, updates {self.update_noise:.4g}"
+        if self.shares is not None:
+            said["shares"] = f"each client adds 1 / sqrt({self.shares}) of the noise; fewer replies release nothing"
         if privacy.population is not None:
             valid = f"simulated at {self.divisor:g} clients a round, valid at {privacy.cohort} of {privacy.population}"
             said["valid_for"] = valid
@@ -131,6 +164,8 @@ def mechanism(privacy: Privacy, *, train: Train, rounds: Rounds, num_clients: in
             delta=privacy.delta,
             accountant=privacy.accountant,
         )
+    if privacy.adaptive is not None:
+        made["bit_noise"] = _bit_noise(privacy, noise, privacy.cohort or float(made["divisor"]))
     found = Mechanism(privacy=privacy, noise_multiplier=noise, planned_rounds=planned, **made)
     if privacy.noise_multiplier is not None and found.spent(planned) > found.budget * (1 + SLACK):
         raise ConfigError(
@@ -165,9 +200,25 @@ def _of_clients(privacy: Privacy, rounds: Rounds, num_clients: int) -> dict[str,
             f"privacy.delta = {privacy.delta}: expected less than 1 / {population}, one over the number of clients: "
             "at that, publishing one client's data whole would be allowed"
         )
-    return {
-        "sample_rate": cohort / population,
-        "steps": 1,
-        "divisor": float(drawn),
-        "noise_scale": drawn / cohort,
-    }
+    made = {"sample_rate": cohort / population, "steps": 1, "divisor": float(drawn), "noise_scale": drawn / cohort}
+    if privacy.placement == "central":
+        return made
+    if drawn < num_clients:
+        raise ConfigError(
+            f"rounds.clients_per_round = {drawn}: with privacy.placement = 'distributed' all clients are asked, since "
+            "a cohort that is drawn may fall below those whose shares of noise are enough; leave it out"
+        )
+    return {**made, "shares": rounds.min_clients}
+
+
+def _bit_noise(privacy: Privacy, noise: float, cohort: float) -> float:
+    assert privacy.adaptive is not None  # noqa: S101 - asked for only then
+    least = noise / 2
+    slight = least / math.sqrt(1 - _MORE_NOISE**-2)
+    found = privacy.adaptive.bit_noise or max(slight, cohort * _COHORT_SHARE)
+    if found <= least:
+        raise ConfigError(
+            f"privacy.adaptive.bit_noise = {found}: the count alone would cost more than all was planned to; expected "
+            f"more than half the noise multiplier, {least:.4g}; leave it out to have it follow"
+        )
+    return found

@@ -5,11 +5,22 @@ decoded; an update that is not finite counts as none, which is within the sensit
 who replied: a client that is missing makes the sum smaller and leaves the noise as it is.
 """
 
+import math
+
 import torch
 
 from fedpeft.tensors import Tensors
 
-__all__ = ["clipped"]
+__all__ = ["clipped", "length"]
+
+
+def length(update: Tensors) -> float:
+    """Return the L2 norm over all tensors, float64; infinite if a value is not finite. Squares do not overflow."""
+    doubled = update.to(torch.float64)
+    if not all(bool(tensor.isfinite().all()) for tensor in doubled.values()):
+        return math.inf
+    largest = max((float(tensor.abs().max()) for tensor in doubled.values() if tensor.numel()), default=0.0)
+    return largest * doubled.map(lambda tensor: tensor / largest).norm() if largest else 0.0
 
 
 def clipped(update: Tensors, norm: float) -> Tensors:
@@ -17,11 +28,9 @@ def clipped(update: Tensors, norm: float) -> Tensors:
 
     The norm is found in float64 and the result rounded once, so that it may exceed ``norm`` by one part in 10^7.
     """
-    doubled = update.to(torch.float64)
-    if not all(bool(tensor.isfinite().all()) for tensor in doubled.values()):
+    found = length(update)
+    if math.isinf(found):
         return update.to(torch.float32).map(torch.zeros_like)
-    largest = max((float(tensor.abs().max()) for tensor in doubled.values() if tensor.numel()), default=0.0)
-    if largest == 0:
+    if found <= norm:
         return update.to(torch.float32)
-    length = largest * doubled.map(lambda tensor: tensor / largest).norm()  # squares of 1e200 would overflow
-    return (doubled if length <= norm else doubled.map(lambda tensor: tensor * (norm / length))).to(torch.float32)
+    return update.to(torch.float64).map(lambda tensor: tensor * (norm / found)).to(torch.float32)

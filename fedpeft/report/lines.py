@@ -44,12 +44,17 @@ def round_words(record: RoundRecord) -> list[str]:
 
 def partition_rows(shares: Sequence[Share]) -> list[tuple[str, str, str]]:
     """Return client, examples and labels of each client as text, cut to about twenty rows."""
-    rows = [(str(share["client"]), f"{share['num_examples']:,}", _labels(share.get("labels", {}))) for share in shares]
+    rows = [(str(share["client"]), _count([share]), _labels(share.get("labels", {}))) for share in shares]
     if len(rows) <= _MAX_ROWS:
         return rows
     rest = shares[_MAX_ROWS - 1 :]
-    total = sum(int(share["num_examples"]) for share in rest)
-    return [*rows[: _MAX_ROWS - 1], (f"{len(rest)} more", f"{total:,}", "")]
+    return [*rows[: _MAX_ROWS - 1], (f"{len(rest)} more", _count(rest), "")]
+
+
+def _count(shares: Sequence[Share]) -> str:
+    """Say how many examples clients hold; where that is their own affair, so."""
+    counts = [share["num_examples"] for share in shares]
+    return "its own" if None in counts else f"{sum(counts):,}"
 
 
 def failure_lines(record: RoundRecord) -> list[str]:

@@ -121,7 +121,9 @@ def _failures(records: Sequence[RoundRecord]) -> list[tuple[int, int, str]]:
 
 
 def _partition(shares: Sequence[Share]) -> list[Element]:
-    return [element("h2", "Partition"), element("div", partition_plot(shares), class_="plots")] if shares else []
+    if not shares or any(share["num_examples"] is None for share in shares):
+        return []
+    return [element("h2", "Partition"), element("div", partition_plot(shares), class_="plots")]
 
 
 def _section(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[Element]:

@@ -29,8 +29,14 @@ def element(tag: str, *children: Element | str, **attributes: Any) -> Element:
     return built
 
 
-def line_plot(title: str, series: Mapping[str, Sequence[Point]], words: Callable[[float], str] = as_number) -> Element:
-    """Draw series over the rounds; words says a value on the axis."""
+def line_plot(
+    title: str,
+    series: Mapping[str, Sequence[Point]],
+    words: Callable[[float], str] = as_number,
+    *,
+    across: str = "round",
+) -> Element:
+    """Draw series over the rounds, or what ``across`` names; words says a value on the axis."""
     points = [point for line in series.values() for point in line]
     x_range = _range([x for x, _ in points])
     y_range = _range([y for _, y in points])
@@ -41,7 +47,7 @@ def line_plot(title: str, series: Mapping[str, Sequence[Point]], words: Callable
             _HEIGHT - _BOTTOM - _share(point[1], y_range) * (_HEIGHT - _TOP - _BOTTOM),
         )
 
-    drawing = [*_x_axis(x_range, place), *_y_axis(y_range, place, words)]
+    drawing = [*_x_axis(x_range, place, across), *_y_axis(y_range, place, words)]
     for index, (name, line) in enumerate(series.items()):
         drawing.append(_line(name, line, PALETTE[index % len(PALETTE)], place, words))
     return _figure(title, _svg(title, drawing), list(series))
@@ -103,13 +109,13 @@ def _bar_top(count: float, most: int) -> float:
     return _HEIGHT - _BOTTOM - count / max(most, 1) * (_HEIGHT - _TOP - _BOTTOM)
 
 
-def _x_axis(bounds: tuple[float, float], place: Callable[[Point], Point]) -> list[Element]:
-    ticks = [tick for tick in _ticks(*bounds) if tick == int(tick)]
+def _x_axis(bounds: tuple[float, float], place: Callable[[Point], Point], across: str) -> list[Element]:
+    ticks = [tick for tick in _ticks(*bounds) if across != "round" or tick == int(tick)]
     drawn = [
         element("text", f"{tick:g}", x=f"{place((tick, 0))[0]:.1f}", y=_HEIGHT - 10, text_anchor="middle")
         for tick in ticks
     ]
-    return [*drawn, element("text", "round", x=_LEFT - 8, y=_HEIGHT - 10, text_anchor="end")]
+    return [*drawn, element("text", across, x=_LEFT - 8, y=_HEIGHT - 10, text_anchor="end")]
 
 
 def _y_axis(

@@ -1,6 +1,7 @@
 """Watchers that write: a live bar where there is a terminal, plain lines everywhere else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, final
 
 from rich.console import Console
@@ -20,6 +21,16 @@ __all__ = ["PlainWatcher", "TerminalWatcher", "plain_watcher", "watcher_for"]
 def watcher_for(console: Console) -> Watcher:
     """Return the watcher that suits where the console writes to."""
     return TerminalWatcher(console) if console.is_terminal and not console.is_dumb_terminal else PlainWatcher(console)
+
+
+@contextmanager
+def watching() -> Iterator[Watcher]:
+    """Lend a watcher of this process's output, and close it whatever happens."""
+    watcher = watcher_for(Console())
+    try:
+        yield watcher
+    finally:
+        watcher.close()
 
 
 def plain_watcher() -> Watcher:

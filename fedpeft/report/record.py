@@ -56,6 +56,8 @@ class RoundRecord:
     """On the clients' own held-out shares, weighted by examples."""
     epsilon: float | None = None
     """Spent so far, this round included; None without privacy."""
+    clip: float | None = None
+    """The norm that the server cut updates to; None where it cut none."""
     bytes_up: Count = 0
     bytes_down: Count = 0
     """Headers, checksums and bodies, as they were sent; what Flower and gRPC wrap around them is not counted."""
@@ -107,7 +109,7 @@ def _reader() -> TypeAdapter[RoundRecord]:
 
 
 def _numbers(record: RoundRecord) -> Iterator[tuple[str, float]]:
-    for name in ("train_loss", "epsilon"):
+    for name in ("train_loss", "epsilon", "clip"):
         if vars(record)[name] is not None:
             yield name, vars(record)[name]
     for group in ("metrics", "client_metrics", "seconds"):

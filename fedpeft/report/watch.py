@@ -9,7 +9,8 @@ from fedpeft.report.record import RoundRecord
 __all__ = ["Share", "Watcher"]
 
 Share = Mapping[str, Any]
-"""What one client holds: ``client``, ``num_examples`` and, for labelled data, ``labels`` (name -> count)."""
+"""What one client holds: ``client``, ``num_examples`` (None where only the client knows) and, for labelled data,
+``labels`` (name -> count)."""
 
 
 class Watcher:

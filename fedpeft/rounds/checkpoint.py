@@ -22,8 +22,8 @@ __all__ = ["KEEP", "Checkpoint", "latest", "save"]
 
 KEEP = 2
 """The newest so many checkpoints stay."""
-_FORMAT = 2
-_TENSORS = ("adapter", "memory", "exact")
+_FORMAT = 3
+_TENSORS = ("adapter", "memory", "exact", "clip")
 
 
 @final
@@ -44,9 +44,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     partial = folder / f".{_name(checkpoint.round_number)}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(dict(checkpoint.state.adapter), partial / "adapter.safetensors")
-    save_file(dict(checkpoint.state.memory), partial / "memory.safetensors")
-    save_file(dict(checkpoint.state.exact), partial / "exact.safetensors")
+    for name in _TENSORS:
+        save_file(dict(vars(checkpoint.state)[name]), partial / f"{name}.safetensors")
     (partial / "plan.bin").write_bytes(checkpoint.plan.to_bytes())
     (partial / "checkpoint.json").write_text(json.dumps(_header(checkpoint), indent=1))
     final_folder = folder / _name(checkpoint.round_number)
@@ -73,10 +72,12 @@ def _header(checkpoint: Checkpoint) -> dict[str, Any]:
         "config_hash": checkpoint.config_hash,
         "base_hash": checkpoint.base_hash,
         "plan_hash": checkpoint.plan.hash,
-        "adapter": {"names": list(checkpoint.state.adapter), "digest": checkpoint.state.adapter.digest()},
-        "memory": {"names": list(checkpoint.state.memory), "digest": checkpoint.state.memory.digest()},
-        "exact": {"names": list(checkpoint.state.exact), "digest": checkpoint.state.exact.digest()},
+        **{name: _told(vars(checkpoint.state)[name]) for name in _TENSORS},
     }
+
+
+def _told(tensors: Tensors) -> dict[str, Any]:
+    return {"names": list(tensors), "digest": tensors.digest()}
 
 
 def _read(folder: Path) -> Checkpoint:

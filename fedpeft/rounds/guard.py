@@ -1,5 +1,6 @@
 """What privacy adds to a round on the server: the charge before it, the cut of each update, the noise on the sum."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -8,13 +9,17 @@ import torch
 
 from fedpeft.privacy.ledger import Charge, Ledger
 from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.privacy.per_client import clipped
+from fedpeft.privacy.per_client import clipped, length
 from fedpeft.privacy.randomness import gaussian, source
+from fedpeft.rounds.tally import Tally
 from fedpeft.strategies.base import ClientUpdate, State, WeightedSum
+from fedpeft.tensors import Spec, Tensors
 from fedpeft.timing import timed
 from fedpeft.training.workbench import Workbench
 
 __all__ = ["Guard", "guard"]
+
+_CLIP = "clip"
 
 
 @final
@@ -28,8 +33,13 @@ class Guard:
 
     @property
     def central(self) -> bool:
-        """Whether noise is added here."""
-        return self.mechanism.privacy.unit == "client"
+        """Whether updates are cut and noise is added here."""
+        privacy = self.mechanism.privacy
+        return privacy.unit == "client" and privacy.placement == "central"
+
+    def clip(self, state: State) -> float:
+        """Return the norm that a round from this state cuts updates to."""
+        return float(state.clip[_CLIP]) if state.clip else self.mechanism.privacy.clip
 
     @timed("privacy")
     def charge(self, state: State, cohort: Sequence[int], round_number: int) -> float:
@@ -42,11 +52,30 @@ class Guard:
         return self.mechanism.spent(self.ledger.charge(charge, self.mechanism))
 
     @timed("privacy")
-    def limited(self, update: ClientUpdate) -> ClientUpdate:
+    def limited(self, update: ClientUpdate, state: State) -> ClientUpdate:
         """Return an update that counts as one client, of at most the clip's norm where noise is added here."""
         if not self.central:
             return update
-        return replace(update, delta=clipped(update.delta, self.mechanism.privacy.clip), num_examples=1)
+        return replace(update, delta=clipped(update.delta, self.clip(state)), num_examples=1)
+
+    def within(self, update: ClientUpdate, state: State) -> bool:
+        """Tell whether an update is within the clip, where that is counted."""
+        return self.mechanism.bit_noise is not None and length(update.delta) <= self.clip(state)
+
+    def renewed(self, after: State, before: State, tally: Tally, round_number: int) -> State:
+        """Return the state with the clip of the next round, where it follows the updates.
+
+        Andrew et al. (2021), arXiv 1905.03871: C exp(-eta (share within C, with noise, less the quantile)).
+        """
+        adaptive, deviation = self.mechanism.privacy.adaptive, self.mechanism.bit_noise
+        if adaptive is None or deviation is None:
+            return after
+        generator = self._source("clip", round_number, _digest(before), tally.num_within, tally.num_updates)
+        secure, spec = self.mechanism.privacy.noise == "secure", Spec(name=_CLIP, shape=(1,), dtype="float32")
+        noise = float(gaussian([spec], deviation * self.mechanism.noise_scale, generator, secure=secure)[_CLIP])
+        share = (tally.num_within - tally.num_updates / 2 + noise) / self.mechanism.divisor + 0.5
+        clip = self.clip(before) * math.exp(-adaptive.learning_rate * (share - adaptive.quantile))
+        return replace(after, clip=Tensors({_CLIP: torch.tensor([clip], dtype=torch.float64)}))
 
     @timed("privacy")
     def noised(self, total: Any, state: State, round_number: int) -> Any:
@@ -55,16 +84,21 @@ class Guard:
         The noise goes the way of an update: only what was asked for carries it, and ranks that nobody trained keep
         their bits.
         """
-        if not self.central:
+        if self.mechanism.privacy.unit == "example":
             return total
+        if not self.central:
+            return replace(total, weight=self.mechanism.divisor)
         slots, strategy, privacy = self.bench.adapted.attached.slots, self.bench.strategy, self.mechanism.privacy
         asked = strategy.directive(slots, state, round_number=round_number, client=0)
-        generator = source(privacy, self.bench.experiment.seed, "server", round_number, _digest(state), _sum(total))
-        secure = privacy.noise == "secure"
-        noise = gaussian(asked.select(slots, strategy.uplink(slots)), self.mechanism.std, generator, secure=secure)
+        generator, secure = self._source("server", round_number, _digest(state), _sum(total)), privacy.noise == "secure"
+        deviation = self.mechanism.std_at(self.clip(state))
+        noise = gaussian(asked.select(slots, strategy.uplink(slots)), deviation, generator, secure=secure)
         update = strategy.prepare(slots, state, ClientUpdate(client=0, delta=noise, num_examples=1, directive=asked))
         summed: WeightedSum = strategy.accumulate(total, update)
         return replace(summed, weight=self.mechanism.divisor)
+
+    def _source(self, *purpose: str | int) -> torch.Generator:
+        return source(self.mechanism.privacy, self.bench.experiment.seed, *purpose)
 
 
 def guard(bench: Workbench, ledger: Ledger) -> Guard | None:
@@ -73,7 +107,7 @@ def guard(bench: Workbench, ledger: Ledger) -> Guard | None:
 
 
 def _digest(state: State) -> str:
-    return "".join(tensors.digest() for tensors in (state.adapter, state.memory, state.exact))
+    return "".join(tensors.digest() for tensors in (state.adapter, state.memory, state.exact, state.clip))
 
 
 def _sum(total: WeightedSum) -> str:

@@ -20,6 +20,8 @@ class Tally:
     total: Any
     """The strategy's own."""
     num_updates: int = 0
+    num_within: int = 0
+    """Updates within privacy's clip, where these are counted."""
     failures: list[Failure] = field(default_factory=list)
     bytes_up: int = 0
     bytes_down: int = 0

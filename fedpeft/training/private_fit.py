@@ -32,7 +32,18 @@ def require_private(
         way(adapted.adapter.gradients())
         refuse_mixing(adapted.attached.model)
     else:
+        if privacy.placement == "distributed":
+            _require_exact_sum(experiment)
         _require_plain_sum(experiment.strategy.name, strategy, adapted, num_clients)
+
+
+def _require_exact_sum(experiment: Experiment) -> None:
+    """Require that what clients add up to is what they sent: rounding each one's share apart is not after the noise."""
+    if experiment.codec.names != ("none",) or experiment.feedback.up:
+        raise ConfigError(
+            f"codec = {', '.join(experiment.codec.names)}: with privacy.placement = 'distributed' only the sum has "
+            "noise enough, and a codec (or error feedback) works on each update apart; leave both out"
+        )
 
 
 def _require_plain_sum(name: str, strategy: Strategy[Any], adapted: Adapted, num_clients: int) -> None:

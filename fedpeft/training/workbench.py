@@ -12,7 +12,8 @@ from fedpeft.adapters.plan import Plan
 from fedpeft.codecs.base import Codec, Common
 from fedpeft.codecs.chain import chained
 from fedpeft.config import Experiment
-from fedpeft.data.base import Splits
+from fedpeft.data.base import OwnSource, Partition, Source, Splits
+from fedpeft.data.own import OwnShares
 from fedpeft.data.shares import Shares, deal
 from fedpeft.errors import ConfigError, DataError, UnsupportedError
 from fedpeft.privacy.mechanism import Mechanism, mechanism
@@ -45,7 +46,7 @@ class Workbench:
     codec_down: Codec
     """Of what the server sends."""
     splits: Splits
-    shares: Shares
+    shares: Shares | OwnShares
     adapted: Adapted
     mechanism: Mechanism | None = None
     """What the [privacy] table comes to."""
@@ -214,16 +215,30 @@ def require_fit(experiment: Experiment, strategy: Strategy[Any], adapted: Adapte
     _require_cohort(experiment, strategy, num_clients)
 
 
-def _deal(experiment: Experiment) -> tuple[Splits, Shares]:
-    splits: Splits = experiment.data.build().load(seed=seeds.derive(experiment.seed, "data"))
+def _deal(experiment: Experiment) -> tuple[Splits, Shares | OwnShares]:
+    source: Source = experiment.data.build()
+    splits = source.load(seed=seeds.derive(experiment.seed, "data"))
     _require_columns(experiment, splits.train.column_names)
-    seed = seeds.derive(experiment.seed, "partition")
-    shares = deal(splits.train, experiment.partition.build(), seed=seed)
+    shares = _shares(experiment, source, splits)
     rounds, have = experiment.rounds, shares.num_clients
     for key, value in (("clients_per_round", rounds.clients_per_round), ("min_clients", rounds.min_clients)):
         if value is not None and value > have:
             raise ConfigError(f"rounds.{key} = {value}: expected <= {have}, the number of clients in the partition")
     return splits, shares
+
+
+def _shares(experiment: Experiment, source: Source, splits: Splits) -> Shares | OwnShares:
+    """Deal what the source has, or leave with each client what is its own."""
+    partition: Partition = experiment.partition.build()
+    seed, own = seeds.derive(experiment.seed, "partition"), partition.num_clients
+    if not isinstance(source, OwnSource):
+        return deal(splits.train, partition, seed=seed)
+    if own is None:
+        raise ConfigError(
+            f"partition.name = {experiment.partition.name!r}: data.name = {experiment.data.name!r} leaves each client "
+            "its own data, and there is nothing to deal; write partition.name = 'own' with num_clients"
+        )
+    return OwnShares(source=source, splits=splits, num_clients=own, seed=seed)
 
 
 def _require_cohort(experiment: Experiment, strategy: Strategy[Any], num_clients: int) -> None:

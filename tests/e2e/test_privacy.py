@@ -20,6 +20,7 @@ from tests.conftest import merged, needed, tiny
 
 EXAMPLE = {"unit": "example", "epsilon": 8.0, "delta": 1e-5, "clip": 1.0, "sample_rate": 0.1, "accountant": "rdp"}
 CLIENT = {"unit": "client", "epsilon": 8.0, "delta": 1e-5, "clip": 0.5, "accountant": "rdp"}
+SHARED = {**CLIENT, "placement": "distributed"}
 UNIFORM = {"name": "fedavg", "weighting": "uniform"}
 
 
@@ -87,7 +88,11 @@ def test_a_client_that_fails_keeps_its_reason(tmp_path: Path, monkeypatch: pytes
     assert "client's own log" in str(caught.value)
 
 
-@pytest.mark.parametrize("table", [EXAMPLE, CLIENT], ids=["example", "client"])
+@pytest.mark.parametrize(
+    "table",
+    [EXAMPLE, CLIENT, {**CLIENT, "adaptive": {"learning_rate": 0.5}}, SHARED],
+    ids=["example", "client", "adaptive", "distributed"],
+)
 def test_research_runs_resume_to_the_same_bits_and_are_charged_once(
     tmp_path: Path, table: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +177,7 @@ def test_the_mean_is_over_the_expected_cohort_and_noise_stays_whoever_replies(tm
             total = strategy.start()
             for client in range(replies):
                 update = ClientUpdate(client=client, delta=large, num_examples=5)
-                total = strategy.accumulate(total, strategy.prepare(slots, state, keeper.limited(update)))
+                total = strategy.accumulate(total, strategy.prepare(slots, state, keeper.limited(update, state)))
             after = strategy.apply(slots, state, keeper.noised(total, state, 1))
             moves.append(torch.cat([t.flatten() for t in (after.adapter - state.adapter).values()]))
         stacked = torch.stack(moves)
@@ -202,6 +207,10 @@ def test_an_empty_cohort_is_a_round_of_noise(tmp_path: Path) -> None:
         (CLIENT, {"strategy": {"name": "lora_fair", "weighting": "uniform"}}, UnsupportedError, "another query"),
         (CLIENT, {"strategy": {"name": "median"}}, UnsupportedError, "another query"),
         (CLIENT, {"rounds": {"clients_per_round": 2}}, ConfigError, "fixed size"),
+        (SHARED, {"codec": {"name": "bfloat16"}}, ConfigError, "only the sum has noise enough"),
+        (SHARED, {"rounds": {"clients_per_round": 2, "sampling": "poisson"}}, ConfigError, "all clients are asked"),
+        ({**SHARED, "adaptive": {}}, {}, ConfigError, "no one counts norms"),
+        (EXAMPLE, {"strategy": {"name": "dp_dylora"}}, ConfigError, "strategy.name = 'dylora' with a"),
         ({**EXAMPLE, "sample_rate": 2.0}, {}, ConfigError, "sample_rate"),
     ],
 )

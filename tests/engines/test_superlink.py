@@ -1,8 +1,10 @@
 """A SuperLink that cannot start, or that dies, is one clear error."""
 
 import os
+import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ def test_a_port_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        monkeypatch.setattr(superlink, "_free_port", lambda: int(other.getsockname()[1]))
+        monkeypatch.setattr(superlink, "free_port", lambda: int(other.getsockname()[1]))
         with (
             pytest.raises(RunError, match=r"the SuperLink ended with exit code \d+[\s\S]*address already in use"),
             started(tmp_path, modules=tmp_path),
@@ -30,8 +32,9 @@ def test_one_that_dies(tmp_path: Path) -> None:
     with started(tmp_path, modules=tmp_path) as running:
         home = running.environment["FLWR_HOME"]
         assert started_under("FLWR_HOME", home)
-        running.process.kill()
-        running.process.wait()
+        for pid, _ in started_under("FLWR_HOME", home):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.5)
         with pytest.raises(RunError, match=r"the SuperLink ended with exit code -9; the end of its log:\n[\s\S]*start"):
             running.run(tmp_path, federation_config="num-supernodes=1")
     assert started_under("FLWR_HOME", home) == set()

@@ -61,6 +61,25 @@ def test_few_clients_may_carry_the_noise_of_a_large_cohort_and_say_so() -> None:
     assert found.statement(4)["valid_for"] == "simulated at 10 clients a round, valid at 10000 of 1000000"
 
 
+def test_an_adaptive_clip_and_its_count_cost_together_what_was_planned() -> None:
+    plain, found = (made({**CLIENT, "noise_multiplier": 1.0, **extra}) for extra in ({}, {"adaptive": {}}))
+    assert found.bit_noise == pytest.approx(3.562, abs=1e-3)
+    assert found.update_noise == pytest.approx(1.01)
+    assert found.update_noise**-2 + (2 * 3.562) ** -2 == pytest.approx(1.0, abs=1e-4)
+    assert found.spent(4) == plain.spent(4)
+
+    many = made({**CLIENT, "delta": 1e-6, "noise_multiplier": 1.0, "adaptive": {}}, num_clients=100)
+    assert (many.bit_noise, many.update_noise) == (5.0, pytest.approx(0.99**-0.5))
+    with pytest.raises(ConfigError, match=r"bit_noise = 0\.5.* more than half the noise multiplier, 0\.5"):
+        made({**CLIENT, "noise_multiplier": 1.0, "adaptive": {"bit_noise": 0.5}})
+
+
+def test_shares_of_noise_are_as_large_as_the_fewest_replies_must_have_them() -> None:
+    found = made({**CLIENT, "noise_multiplier": 2.0, "placement": "distributed"}, min_clients=4)
+    assert (found.std, found.shares, found.share_std) == (2.0, 4, 1.0)
+    assert "single updates" in found.statement(1)["trust"]
+
+
 @pytest.mark.parametrize(
     ("table", "settings", "said"),
     [
@@ -78,7 +97,15 @@ def test_what_would_make_the_claim_untrue_is_refused(table: Any, settings: Any, 
 
 @pytest.mark.parametrize(
     "change",
-    [{"epsilon": None}, {"sample_rate": None}, {"population": 9, "cohort": 3}, {"accountant": "gdp"}, {"clip": 0}],
+    [
+        {"epsilon": None},
+        {"sample_rate": None},
+        {"population": 9, "cohort": 3},
+        {"accountant": "gdp"},
+        {"clip": 0},
+        {"adaptive": {}},
+        {"placement": "distributed"},
+    ],
 )
 def test_tables_that_contradict_themselves_are_refused(change: dict[str, Any]) -> None:
     table = {key: value for key, value in {**EXAMPLE, "epsilon": 1.0, **change}.items() if value is not None}

@@ -39,9 +39,9 @@ def counts(dealt: Shares) -> list[dict[str, int]]:
     return [line["labels"] for line in dealt.summary(LABELS)]
 
 
-def test_the_folder_holds_five_described_partitions() -> None:
+def test_the_folder_holds_six_described_partitions() -> None:
     described = plugins.describe("partition")
-    assert sorted(described) == ["dirichlet", "iid", "natural", "pathological", "quantity_skew"]
+    assert sorted(described) == ["dirichlet", "iid", "natural", "own", "pathological", "quantity_skew"]
     assert all(len(line) > 20 for line in described.values())
 
 

@@ -7,6 +7,7 @@ import pytest
 from pyarrow import parquet
 from pydantic import ValidationError
 
+from fedpeft.data import tables
 from fedpeft.data.base import Splits
 from fedpeft.data.sources import table
 from fedpeft.errors import DataError
@@ -94,7 +95,7 @@ def test_a_quoted_line_break_may_fall_between_two_blocks(tmp_path: Path, monkeyp
     path = tmp_path / "a.csv"
     texts = [f"line {n}\nand its continuation {n}" for n in range(40)]
     path.write_text("t\n" + "".join(f'"{text}"\n' for text in texts))
-    monkeypatch.setattr(table, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(tables, "_BLOCK_BYTES", 64)
     assert load(path=str(path), test_path=str(path), text="t").train["text"][:] == texts
 
 

@@ -1,0 +1,1 @@
+"""A federation on real nodes: keys, processes, containers, and jobs handed to them."""

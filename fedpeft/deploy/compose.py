@@ -1,0 +1,188 @@
+"""The same processes as containers: docker-compose files for a whole federation on one machine, and for each node.
+
+Only the Fleet port is published: the SuperLink's own API has no authentication of its own, and whoever reaches it can
+run code on every node. An executor of a client has no network but the one to its SuperNode.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from fedpeft.deploy.topology import (
+    CA,
+    EXECUTOR,
+    NODE,
+    SERVER,
+    SUPERLINK,
+    Endpoint,
+    Site,
+    client_commands,
+    machine_of,
+    server_commands,
+)
+
+__all__ = ["FLEET_PORT", "client_file", "repository_file", "server_file", "site", "whole_file"]
+
+FLEET_PORT, RUNTIME_PORT, NODE_PORT = 9092, 8000, 9094
+REGISTER = "register"
+_HEALTHCHECK = {
+    "test": ["CMD", "python", "-c", f"import socket; socket.create_connection(('127.0.0.1', {FLEET_PORT}), 3)"],
+    "interval": "10s",
+    "timeout": "5s",
+    "retries": 6,
+    "start_period": "20s",
+}
+_BUILD = {
+    "fedpeft-server": {"context": ".", "dockerfile": "server/Dockerfile"},
+    "fedpeft-client": {"context": ".", "dockerfile": "client/Dockerfile"},
+}
+
+Service = dict[str, Any]
+Paths = Callable[[str], str]
+"""Name of a secret -> path of its file on the machine, relative to the compose file."""
+
+
+def site(server: str) -> Site:
+    """Return addresses and paths inside containers; ``server`` is the name under which clients reach the SuperLink."""
+    return Site(
+        runtime=Endpoint(listen="0.0.0.0", reach=SUPERLINK, port=RUNTIME_PORT),  # noqa: S104 - its own network
+        fleet=Endpoint(listen="0.0.0.0", reach=server, port=FLEET_PORT),  # noqa: S104 - what is published
+        node=lambda client: Endpoint(listen="0.0.0.0", reach=NODE.format(client), port=NODE_PORT),  # noqa: S104
+        secret=lambda name: f"/run/secrets/{name}",
+        database="/app/state/superlink.db",
+    )
+
+
+def whole_file(num_clients: int, paths: Paths, *, build: bool = False) -> str:
+    """Return the file of a whole federation on one machine."""
+    services = _server(num_clients)
+    networks: dict[str, Any] = {"control": {"internal": True}, "fleet": {}}
+    for client in range(1, num_clients + 1):
+        services |= _client(client, num_clients, server=SUPERLINK, beside_server=True)
+        networks[f"node-{client}"] = {"internal": True}
+    if build:
+        services = {name: {**service, "build": _BUILD[service["image"]]} for name, service in services.items()}
+    title = f"A federation of one server and {num_clients} clients on one machine."
+    return _file(title, services, networks, {"state": {}, "runs": {}}, paths)
+
+
+def repository_file() -> str:
+    """Return the repository's own docker-compose.yml, for what ``fedpeft deploy init deployment --clients 2`` makes."""
+    return whole_file(2, lambda name: f"deployment/{machine_of(name)}/secrets/{name}", build=True)
+
+
+def server_file(num_clients: int, paths: Paths) -> str:
+    """Return the file of the server's machine."""
+    networks = {"control": {"internal": True}, "fleet": {}}
+    return _file("The server's machine.", _server(num_clients), networks, {"state": {}, "runs": {}}, paths)
+
+
+def client_file(client: int, num_clients: int, server: str, paths: Paths) -> str:
+    """Return the file of one client's machine."""
+    services = _client(client, num_clients, server=server, beside_server=False)
+    networks = {"fleet": {}, f"node-{client}": {"internal": True}}
+    return _file(f"The machine of client {client}.", services, networks, {}, paths)
+
+
+def _server(num_clients: int) -> dict[str, Service]:
+    commands = server_commands(site(SUPERLINK))
+    own = [CA, f"{SERVER}.crt", f"{SERVER}.key", "superexec-server"]
+    keys = [f"node-{client}.pub" for client in range(1, num_clients + 1)]
+    register = ("fedpeft", "deploy", "register", f"--superlink={SUPERLINK}:{RUNTIME_PORT}")
+    healthy = {"depends_on": {SUPERLINK: {"condition": "service_healthy"}}}
+    return {
+        SUPERLINK: _service(
+            "fedpeft-server",
+            commands[SUPERLINK],
+            ["control", "fleet"],
+            own,
+            mem_limit="4g",
+            ports=[f"{FLEET_PORT}:{FLEET_PORT}"],
+            volumes=["state:/app/state"],
+            healthcheck=_HEALTHCHECK,
+        ),
+        REGISTER: _service(
+            "fedpeft-server",
+            (*register, f"--root-certificates=/run/secrets/{CA}", *(f"/run/secrets/{key}" for key in keys)),
+            ["control"],
+            [CA, *keys],
+            **healthy,
+            mem_limit="1g",
+            restart="on-failure",
+        ),
+        EXECUTOR: _service(
+            "fedpeft-server",
+            commands[EXECUTOR],
+            ["control"],
+            [CA, "superexec-server"],
+            **healthy,
+            mem_limit="8g",
+            volumes=["runs:/app/runs"],
+        ),
+    }
+
+
+def _client(client: int, num_clients: int, *, server: str, beside_server: bool) -> dict[str, Service]:
+    (node, executor), name = client_commands(site(server), client, num_clients).items(), NODE.format(client)
+    waits = {REGISTER: {"condition": "service_completed_successfully"}}
+    return {
+        node[0]: _service(
+            "fedpeft-client",
+            node[1],
+            ["fleet", f"node-{client}"],
+            [CA, f"node-{client}", f"{name}.crt", f"{name}.key", f"superexec-{client}"],
+            mem_limit="2g",
+            **({"depends_on": waits} if beside_server else {}),
+        ),
+        executor[0]: _service(
+            "fedpeft-client",
+            executor[1],
+            [f"node-{client}"],
+            [CA, f"superexec-{client}"],
+            mem_limit="8g",
+            volumes=[f"${{CLIENT_{client}_DATA:-./data/client-{client}}}:/app/data:ro"],
+            depends_on=[name],
+        ),
+    }
+
+
+def _service(image: str, command: Iterable[str], networks: list[str], secrets: list[str], **more: Any) -> Service:
+    """Return a container that may write nowhere but its volumes, and ask for nothing."""
+    return {
+        "image": image,
+        "command": list(command),
+        "restart": "unless-stopped",
+        "stop_grace_period": "30s",
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "tmpfs": ["/tmp"],  # noqa: S108 - inside the container
+        "environment": {
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_HOME": "/tmp/flwr",  # noqa: S108
+            "HF_HUB_OFFLINE": "1",
+        },
+        "networks": networks,
+        "secrets": secrets,
+        **more,
+    }
+
+
+def _file(
+    title: str, services: Mapping[str, Service], networks: Mapping[str, Any], volumes: Mapping[str, Any], paths: Paths
+) -> str:
+    secrets = list(dict.fromkeys(name for service in services.values() for name in service["secrets"]))
+    table: dict[str, Any] = {"services": dict(services), "networks": dict(networks)}
+    table |= {"volumes": dict(volumes)} if volumes else {}
+    table["secrets"] = {name: {"file": paths(name)} for name in secrets}
+    text = yaml.dump(table, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+    return f"# {title} Written by `fedpeft deploy`; docs/how-to-deploy.md says what is what.\n{text}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes each value in full, where it stands."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True

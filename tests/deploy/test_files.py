@@ -1,0 +1,181 @@
+"""A new deployment: who has which secret, what certificates say, and that all files name the same commands."""
+
+import re
+import stat
+import tomllib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from typer.testing import CliRunner
+
+from fedpeft.cli import app
+from fedpeft.deploy import compose, local
+from fedpeft.deploy.init import Deployment, init, read
+from fedpeft.deploy.topology import client_commands, machine_of, server_commands
+from fedpeft.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+PATH = re.compile(r"(?<==)\S*/|127\.0\.0\.1:\d+|0\.0\.0\.0:\d+|[a-z0-9-]+:\d+|0\.0\.0\.0|127\.0\.0\.1|(?<=port=)\d+")
+"""What may differ between a container's command and a process's: folders, addresses, ports."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    return init(tmp_path_factory.mktemp("made") / "new", num_clients=3, host="fed.example.org")
+
+
+def services(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text())["services"]
+    return found
+
+
+def certificates(made: Deployment) -> Iterator[tuple[Path, x509.Certificate]]:
+    for path in made.folder.rglob("*.crt"):
+        yield path, x509.load_pem_x509_certificate(path.read_bytes())
+
+
+def test_each_machine_has_its_own_secrets_and_no_other(made: Deployment) -> None:
+    held = {
+        machine.name: sorted(path.name for path in (machine / "secrets").iterdir())
+        for machine in made.folder.iterdir()
+        if (machine / "secrets").is_dir()
+    }
+    assert held == {
+        "server": [
+            "ca.crt",
+            "node-1.pub",
+            "node-2.pub",
+            "node-3.pub",
+            "server.crt",
+            "server.key",
+            "superexec-server",
+        ],
+        **{
+            f"client-{k}": ["ca.crt", f"node-{k}", f"superexec-{k}", f"supernode-{k}.crt", f"supernode-{k}.key"]
+            for k in (1, 2, 3)
+        },
+    }
+    assert [path.name for path in (made.folder / "authority").iterdir()] == ["ca.key"]
+
+
+def test_private_files_are_their_owners_alone_and_secrets_differ(made: Deployment) -> None:
+    private = [p for p in made.folder.rglob("*") if p.is_file() and re.search(r"\.key$|node-\d$|superexec-", p.name)]
+    assert len(private) == 1 + 2 + 3 * 3
+    assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
+    assert len({path.read_bytes() for path in private}) == len(private)
+
+
+def test_certificates_are_signed_by_the_one_authority_and_name_their_service(made: Deployment) -> None:
+    found = dict(certificates(made))
+    authority = next(certificate for path, certificate in found.items() if path.name == "ca.crt")
+    assert len({certificate.serial_number for path, certificate in found.items() if path.name == "ca.crt"}) == 1
+    assert authority.extensions.get_extension_for_class(x509.BasicConstraints).value == x509.BasicConstraints(True, 0)
+    names = {}
+    for path, certificate in found.items():
+        certificate.verify_directly_issued_by(authority)
+        assert certificate.not_valid_before_utc < datetime.now(UTC) - timedelta(minutes=1)
+        assert certificate.not_valid_after_utc > datetime.now(UTC) + timedelta(days=300)
+        if path.name != "ca.crt":
+            assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+            alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            names[path.stem] = [str(name.value) for name in alternative]
+    assert names["server"] == ["superlink", "localhost", "127.0.0.1", "fed.example.org"]
+    assert names["supernode-2"] == ["supernode-2", "localhost", "127.0.0.1"]
+
+
+def test_the_two_halves_of_a_nodes_key_belong_together(made: Deployment) -> None:
+    private = serialization.load_ssh_private_key(made.secret("node-2").read_bytes(), None)
+    public = serialization.load_ssh_public_key(made.secret("node-2.pub").read_bytes())
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    assert private.public_key().public_numbers() == public.public_numbers()
+    assert private.curve.name == "secp384r1"
+
+
+def test_containers_and_processes_have_the_same_commands(made: Deployment) -> None:
+    here = local.site(made)
+    plain = dict(server_commands(here))
+    for client in (1, 2, 3):
+        plain |= client_commands(here, client, 3)
+    contained = services(made.folder / "docker-compose.yml")
+    assert {*plain, "register"} == set(contained)
+    for name, command in plain.items():
+        ours, theirs = ([PATH.sub("*", word) for word in words] for words in (command, contained[name]["command"]))
+        assert ours == theirs
+    assert "partition-id=2 num-partitions=3" in contained["supernode-3"]["command"][4]
+
+
+def test_every_secret_that_a_file_names_is_there_and_no_container_has_anothers(made: Deployment) -> None:
+    for path in made.folder.rglob("docker-compose.yml"):
+        table = yaml.safe_load(path.read_text())
+        for name, secret in table["secrets"].items():
+            assert (path.parent / secret["file"]).is_file(), (path, name)
+        for name, service in table["services"].items():
+            own = {machine_of(secret) for secret in service["secrets"] if secret != "ca.crt"}
+            assert own == {f"client-{name[-1]}" if name[-1].isdigit() else "server"}
+            assert set(service["secrets"]) <= set(table["secrets"])
+            used = set(re.findall(r"/run/secrets/(\S+)", " ".join(service["command"])))
+            assert used == set(service["secrets"])
+
+
+def test_containers_ask_for_little_and_one_port_alone_is_published(made: Deployment) -> None:
+    table = yaml.safe_load((made.folder / "docker-compose.yml").read_text())
+    assert [s["ports"] for s in table["services"].values() if "ports" in s] == [["9092:9092"]]
+    for name, service in table["services"].items():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert "mem_limit" in service
+        if name.startswith("superexec"):
+            assert all(table["networks"][network].get("internal") for network in service["networks"])
+    assert services(made.folder / "client-2" / "docker-compose.yml").keys() == {"supernode-2", "superexec-client-2"}
+    command = services(made.folder / "client-2" / "docker-compose.yml")["supernode-2"]["command"]
+    assert "--superlink=fed.example.org:9092" in command
+
+
+def test_the_repositorys_own_file_is_what_the_topology_says() -> None:
+    assert (ROOT / "docker-compose.yml").read_text() == compose.repository_file(), "run make compose"
+
+
+def test_nothing_is_written_over_and_what_was_made_is_read_back(made: Deployment) -> None:
+    assert read(made.folder) == made
+    with pytest.raises(InputError, match="in use; keys are never written over"):
+        init(made.folder, num_clients=3, host="fed.example.org")
+
+
+@pytest.mark.parametrize("host", ["fed.example.org:9092", "https://fed", "", "-a", "a..b"])
+def test_a_host_that_is_none_is_refused_before_anything_is_written(tmp_path: Path, host: str) -> None:
+    with pytest.raises(InputError, match="expected a host name or an address"):
+        init(tmp_path / "new", num_clients=1, host=host)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_no_deployment_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no federation\.toml; make one with fedpeft deploy init"):
+        read(tmp_path)
+    made = init(tmp_path / "new", num_clients=1, host="10.0.0.7")
+    manifest = made.folder / "federation.toml"
+    manifest.write_text(manifest.read_text().replace("format = 1", "format = 9"))
+    with pytest.raises(InputError, match="format 9, expected 1"):
+        read(made.folder)
+    made.secret("superexec-1").unlink()
+    with pytest.raises(InputError, match="superexec-1: missing; it cannot be made anew"):
+        made.secret("superexec-1")
+
+
+def test_the_command_says_what_goes_where(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["deploy", "init", str(tmp_path / "new"), "--clients", "2", "--host", "10.1.2.3"])
+    assert done.exit_code == 0, done.output
+    assert "client-1 to client-2" in done.output
+    told = tomllib.loads((tmp_path / "new" / "federation.toml").read_text())
+    assert told == {"format": 1, "host": "10.1.2.3", "num_clients": 2}
+    done = CliRunner().invoke(app, ["deploy", "up", str(tmp_path / "new")])
+    assert done.exit_code != 0
+    assert "docker compose -f" in str(done.exception)
