@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedpeft import __version__, cli_files, config, plugins
+from fedpeft import __version__, cli_files, cli_trainer, config, plugins
 from fedpeft.cli_deploy import deploy_app
 from fedpeft.cli_privacy import privacy_app
 from fedpeft.config import Experiment
@@ -147,6 +147,7 @@ def export(
     typer.echo(f"{folder}: written")
 
 
+app.add_typer(cli_trainer.app)
 app.add_typer(privacy_app, name="privacy")
 app.add_typer(deploy_app, name="deploy")
 

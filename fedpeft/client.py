@@ -30,12 +30,11 @@ from fedpeft.training.turn import train_turn
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Join, Joined, Update, expect
 from fedpeft.wire.payload import pack, unpack
+from fedpeft.wire.record import GAVE_UP
 
 __all__ = ["Node", "client_app", "enrol"]
 
 _LOG = logging.getLogger(__name__)
-_GAVE_UP = 1000
-"""Flower error code of a client that names its reason."""
 _UNTOLD = "gave up; with [privacy] the reason stays in the client's own log"
 
 
@@ -225,7 +224,7 @@ def _answer(message: Message, context: Context, node: Node, work: Callable[[], R
     except Exception as error:  # noqa: BLE001 - the boundary: an unexpected error is a failure of this client alone
         _LOG.warning("client %s gave up", _client(context), exc_info=error)
         reason = _UNTOLD if _keeps_silent(node, context) else f"{type(error).__name__}: {error}"
-        return Message(Error(_GAVE_UP, reason), reply_to=message)
+        return Message(Error(GAVE_UP, reason), reply_to=message)
 
 
 def _keeps_silent(node: Node, context: Context) -> bool:

@@ -1,7 +1,7 @@
 """Experiments as values: one TOML file, checked as a whole, frozen, hashed."""
 
 from fedpeft.config.base import Frozen
-from fedpeft.config.load import load, parse
+from fedpeft.config.load import load, parse, read
 from fedpeft.config.privacy import Privacy
 from fedpeft.config.schema import (
     WITHOUT_EFFECT,
@@ -35,4 +35,5 @@ __all__ = [
     "Train",
     "load",
     "parse",
+    "read",
 ]

@@ -29,7 +29,7 @@ from fedpeft.config.schema import (
 )
 from fedpeft.errors import ConfigError
 
-__all__ = ["load", "parse"]
+__all__ = ["load", "parse", "read"]
 
 _CHOICES = {
     "model": "model",
@@ -76,15 +76,28 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
         ConfigError: the file cannot be read, or lists everything that is wrong in it.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    return read(text, overrides, where=str(path), name=path.stem)
+
+
+def read(text: str, overrides: Iterable[str] = (), *, where: str, name: str) -> Experiment:
+    """Read the text of a file; the experiment has this name unless it says another.
+
+    Raises:
+        ConfigError: lists everything that is wrong in it, beginning with where it comes from.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not valid TOML: {error}") from error
     for override in overrides:
         _apply(table, override)
-    table.setdefault("name", path.stem)
-    return parse(table, where=str(path))
+    table.setdefault("name", name)
+    return parse(table, where=where)
 
 
 def parse(table: Mapping[str, Any], *, where: str = "experiment") -> Experiment:

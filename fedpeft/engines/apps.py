@@ -1,28 +1,32 @@
-"""The two Flower apps as ``flwr run`` loads them: thin files in ``server/`` and ``client/`` call these."""
+"""The two Flower apps as ``flwr run`` loads them: thin files in ``server/`` and ``client/`` call these.
+
+What trains or aggregates is imported when it is first needed: a client app that has a trainer needs none of it.
+"""
 
 import logging
 import shlex
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedpeft import config
-from fedpeft.adapters.plan import Plan
-from fedpeft.client import Node, client_app
 from fedpeft.config import Experiment
-from fedpeft.engines.start import ready
 from fedpeft.errors import ConfigError
-from fedpeft.report.progress import plain_watcher
-from fedpeft.server import serve
-from fedpeft.training.workbench import Workbench, assemble
+from fedpeft.trainer.forward import forward
 
-__all__ = ["flower_client_app", "flower_server_app"]
+if TYPE_CHECKING:
+    from fedpeft.training.workbench import Workbench
+
+__all__ = ["TRAINER_KEY", "flower_client_app", "flower_server_app", "split_override"]
 
 _LOG = logging.getLogger("flwr.fedpeft")
 """Below Flower's own logger, so that it comes out where Flower's lines do, and so in ``flwr log``."""
+TRAINER_KEY = "trainer"
+"""In the node config: the address of the trainer that answers for this node."""
 
 
 def flower_server_app(folder: Path) -> ServerApp:
@@ -31,6 +35,10 @@ def flower_server_app(folder: Path) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        from fedpeft.engines.start import ready
+        from fedpeft.report.progress import plain_watcher
+        from fedpeft.server import serve
+
         experiment = _experiment(folder, context)
         bench, run, resume = ready(experiment)
         _LOG.info("run directory: %s", run.path.resolve())
@@ -40,12 +48,44 @@ def flower_server_app(folder: Path) -> ServerApp:
 
 
 def flower_client_app(folder: Path) -> ClientApp:
-    """Return the client app; each process keeps the parts of the last experiment it worked for."""
+    """Return the client app; it asks the trainer that the node config names, or trains in its own process.
 
-    def workbench(context: Context, plan: bytes) -> Workbench:
+    Then each process keeps the parts of the last experiment it worked for.
+    """
+    app = ClientApp()
+
+    def answer(message: Message, context: Context) -> Message:
+        trainer = context.node_config.get(TRAINER_KEY)
+        if trainer is None:
+            return _own_app(folder)(message, context)
+        return forward(str(trainer), message, context, folder=folder)
+
+    for register in (app.query("join"), app.train(), app.evaluate()):
+        register(answer)
+    return app
+
+
+@lru_cache(maxsize=1)
+def _own_app(folder: Path) -> ClientApp:
+    """Return the client app that trains in this process."""
+    from fedpeft.client import Node, client_app
+
+    def workbench(context: Context, plan: bytes) -> "Workbench":
         return _workbench(folder, *_keys(context), plan)
 
     return client_app(Node(experiment=lambda context: _experiment(folder, context), workbench=workbench))
+
+
+def split_override(override: str) -> list[str]:
+    """Split the run config's ``override`` as a shell would.
+
+    Raises:
+        ConfigError: it cannot be split.
+    """
+    try:
+        return shlex.split(override)
+    except ValueError as error:
+        raise ConfigError(f"run-config override = {override!r}: {error}; words are split as a shell would") from error
 
 
 def _experiment(folder: Path, context: Context) -> Experiment:
@@ -53,11 +93,7 @@ def _experiment(folder: Path, context: Context) -> Experiment:
 
 
 def _load(folder: Path, name: str, override: str) -> Experiment:
-    try:
-        overrides = shlex.split(override)
-    except ValueError as error:
-        raise ConfigError(f"run-config override = {override!r}: {error}; words are split as a shell would") from error
-    return config.load(folder / name, overrides)
+    return config.load(folder / name, split_override(override))
 
 
 def _keys(context: Context) -> tuple[str, str]:
@@ -66,6 +102,9 @@ def _keys(context: Context) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _workbench(folder: Path, name: str, override: str, plan: bytes) -> Workbench:
+def _workbench(folder: Path, name: str, override: str, plan: bytes) -> "Workbench":
     """Build the parts once a process: Flower calls the app anew for every message."""
+    from fedpeft.adapters.plan import Plan
+    from fedpeft.training.workbench import assemble
+
     return assemble(_load(folder, name, override), Plan.from_bytes(plan))

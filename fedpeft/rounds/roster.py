@@ -6,6 +6,7 @@ import time
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedpeft.config import Experiment
 from fedpeft.errors import RunError, WireError
 from fedpeft.report.text import one_line
 from fedpeft.rounds.collect import in_order
@@ -13,7 +14,7 @@ from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Envelope, Join, Joined, expect
 from fedpeft.wire.payload import pack, unpack
 
-__all__ = ["find_clients", "job_name"]
+__all__ = ["find_clients", "job_name", "job_of"]
 
 _LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
@@ -23,7 +24,12 @@ _MAX_REASON = 500
 
 def job_name(bench: Workbench) -> str:
     """Return what every message of this run is labelled with."""
-    return f"{bench.experiment.name}-{bench.experiment.hash[:16]}"
+    return job_of(bench.experiment)
+
+
+def job_of(experiment: Experiment) -> str:
+    """Return the label of an experiment's runs."""
+    return f"{experiment.name}-{experiment.hash[:16]}"
 
 
 def find_clients(grid: Grid, bench: Workbench, *, patience: float = _PATIENCE_SECONDS) -> dict[int, int]:

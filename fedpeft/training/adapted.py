@@ -17,7 +17,7 @@ from fedpeft.tensors import Tensors
 from fedpeft.training.planning import make_plan
 from fedpeft.training.pretrain import pretrained
 
-__all__ = ["Adapted", "adapt"]
+__all__ = ["Adapted", "adapt", "load_base"]
 
 
 @final
@@ -76,11 +76,20 @@ def adapt(experiment: Experiment, label_names: tuple[str, ...], plan: Plan | Non
     )
 
 
-def _load(experiment: Experiment, task: Task, label_names: tuple[str, ...]) -> Loaded:
-    source = experiment.model.build()
+def load_base(experiment: Experiment, task: Task, label_names: tuple[str, ...]) -> Loaded:
+    """Load the base model as its source gives it.
+
+    Raises:
+        ModelError: it cannot be found, or read safely.
+    """
     seed = seeds.derive(experiment.seed, "model")
-    loaded: Loaded = source.load(Wanted(kind=task.kind, label_names=label_names, seed=seed))
-    return pretrained(experiment, loaded, source, task) if experiment.pretrain else loaded
+    loaded: Loaded = experiment.model.build().load(Wanted(kind=task.kind, label_names=label_names, seed=seed))
+    return loaded
+
+
+def _load(experiment: Experiment, task: Task, label_names: tuple[str, ...]) -> Loaded:
+    loaded = load_base(experiment, task, label_names)
+    return pretrained(experiment, loaded, experiment.model.build(), task) if experiment.pretrain else loaded
 
 
 def _use_threads(num_threads: int | str) -> None:

@@ -23,12 +23,12 @@ from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
 from fedpeft.timing import timed
-from fedpeft.training.adapted import Adapted, adapt
+from fedpeft.training.adapted import Adapted, adapt, load_base
 from fedpeft.training.feedback import require_feedback, settled
 from fedpeft.training.loop import evaluate, to_device
 from fedpeft.training.private_fit import require_private
 
-__all__ = ["Workbench", "assemble", "require_fit"]
+__all__ = ["Workbench", "assemble", "require_fit", "require_loadable"]
 
 _CACHED_CLIENTS = 1024
 _PROBE = 4
@@ -179,6 +179,16 @@ def assemble(experiment: Experiment, plan: Plan | None = None, dealt: tuple[Spli
         adapted=adapted,
         mechanism=_mechanism(experiment, strategy, adapted, num_clients=shares.num_clients),
     )
+
+
+def require_loadable(experiment: Experiment) -> None:
+    """Read data and base model and keep neither: what a node lacks shows before it is asked for anything.
+
+    Raises:
+        InputError: either cannot be had.
+    """
+    splits, _ = _deal(experiment)
+    load_base(experiment, experiment.task.build(), splits.label_names)
 
 
 def _mechanism(

@@ -6,17 +6,15 @@ The checksum is the sha256 over the header's bytes and the body's sha256; the he
 from hashlib import sha256
 from typing import TypeVar
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import RecordDict
 
 from fedpeft.errors import WireError
 from fedpeft.timing import timed
 from fedpeft.wire.convert import from_bytes, to_bytes
 from fedpeft.wire.message import Header
+from fedpeft.wire.record import Content, content_of, record_of
 
 __all__ = ["pack", "size", "unpack"]
-
-_HEADER, _BODY, _CHECKSUM = "fedpeft.header", "fedpeft.body", "checksum"
-_STYPE = "fedpeft.v1"
 
 _H = TypeVar("_H", bound=Header)
 
@@ -30,9 +28,7 @@ def pack(header: Header, body: bytes = b"") -> RecordDict:
     """
     digest = sha256(body).digest()
     head = to_bytes(header, payload_sha256=digest)
-    array = Array(dtype="uint8", shape=(len(body),), stype=_STYPE, data=body)
-    config = ConfigRecord({_HEADER: head, _CHECKSUM: _checksum(head, digest)})
-    return RecordDict({_HEADER: config, _BODY: ArrayRecord({_BODY: array})})
+    return record_of(Content(head, _checksum(head, digest), body))
 
 
 @timed("codec")
@@ -42,7 +38,7 @@ def unpack(record: RecordDict, kind: type[_H]) -> tuple[_H, bytes]:
     Raises:
         WireError: another structure, version or kind, or a checksum that does not hold.
     """
-    head, checksum, body = _parts(record)
+    head, checksum, body = content_of(record)
     digest = sha256(body).digest()
     if checksum != _checksum(head, digest):
         raise WireError(
@@ -60,38 +56,7 @@ def size(record: RecordDict) -> int:
     Raises:
         WireError: not a record of this format.
     """
-    return sum(len(part) for part in _parts(record))
-
-
-def _parts(record: RecordDict) -> tuple[bytes, bytes, bytes]:
-    """Return header, checksum and body of exactly the structure that pack gives."""
-    if set(record) != {_HEADER, _BODY}:
-        raise WireError(f"record: {_keys(record)}, expected {_HEADER!r} and {_BODY!r}")
-    config, arrays = record[_HEADER], record[_BODY]
-    if not isinstance(config, ConfigRecord) or set(config) != {_HEADER, _CHECKSUM}:
-        raise WireError(f"record {_HEADER!r}: expected a ConfigRecord of {_HEADER!r} and {_CHECKSUM!r}")
-    if not isinstance(arrays, ArrayRecord) or set(arrays) != {_BODY}:
-        raise WireError(f"record {_BODY!r}: expected an ArrayRecord of {_BODY!r} alone")
-    return _bytes(config, _HEADER), _bytes(config, _CHECKSUM), _body(arrays[_BODY])
-
-
-def _bytes(config: ConfigRecord, name: str) -> bytes:
-    value = config[name]
-    if not isinstance(value, bytes):
-        raise WireError(f"record {_HEADER!r}: {name} is {type(value).__name__}, expected bytes")
-    return value
-
-
-def _body(array: Array) -> bytes:
-    got = (array.dtype, tuple(array.shape), array.stype)
-    want = ("uint8", (len(array.data),), _STYPE)
-    if got != want:
-        raise WireError(f"record {_BODY!r}: dtype, shape and stype are {str(got)[:80]}, expected {want}")
-    return array.data
-
-
-def _keys(record: RecordDict) -> str:
-    return f"{len(record)} parts {', '.join(map(repr, sorted(record)))}"[:80]
+    return sum(len(part) for part in content_of(record))
 
 
 def _checksum(head: bytes, digest: bytes) -> bytes:

@@ -24,7 +24,8 @@ from fedpeft.codecs.base import Codec, Common
 from fedpeft.codecs.chain import chained
 from fedpeft.errors import TensorMismatchError, WireError
 from fedpeft.tensors import Spec, Tensors
-from fedpeft.wire import Envelope, Update, pack, unpack
+from fedpeft.wire.message import Envelope, Update
+from fedpeft.wire.payload import pack, unpack
 
 NUM_CODECS = 8
 NAMES = plugins.names("codec")

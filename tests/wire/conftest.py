@@ -9,7 +9,7 @@ import torch
 from fedpeft.codecs.none import Lossless
 from fedpeft.strategies.base import Directive
 from fedpeft.tensors import Tensors
-from fedpeft.wire import Broadcast, Envelope, Evaluated, Header, Join, Joined, Update
+from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Header, Join, Joined, Update
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from fedpeft.errors import WireError
 from fedpeft.strategies.base import Directive
 from fedpeft.tensors import Spec
-from fedpeft.wire import VERSION, Broadcast, Envelope, Evaluated, Header, Join, Update, expect
 from fedpeft.wire.convert import MAX_HEADER_BYTES, MAX_TENSORS, from_bytes, to_bytes
+from fedpeft.wire.message import VERSION, Broadcast, Envelope, Evaluated, Header, Join, Update, expect
 from fedpeft.wire.pb.v1 import messages_pb2 as pb
 
 DIGEST = bytes(32)

@@ -13,7 +13,8 @@ from fedpeft.codecs.none import Lossless
 from fedpeft.errors import WireError
 from fedpeft.strategies.base import Directive
 from fedpeft.tensors import Tensors
-from fedpeft.wire import Broadcast, Envelope, Header, Join, Update, pack, size, unpack
+from fedpeft.wire.message import Broadcast, Envelope, Header, Join, Update
+from fedpeft.wire.payload import pack, size, unpack
 
 NUM_MUTANTS = 150
 

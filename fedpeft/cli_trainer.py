@@ -1,0 +1,35 @@
+"""The command ``fedpeft trainer``: a resident process that answers for a node's Flower app."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedpeft import config
+from fedpeft.errors import InputError
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command()
+def trainer(
+    listen: Annotated[str, typer.Option(help="unix:///folder/name.sock, or loopback: 127.0.0.1:PORT.")],
+    state: Annotated[Path, typer.Option(help="Folder where clients' memories are kept.")],
+    experiment: Annotated[
+        Path | None, typer.Option(help="Work for this experiment alone; the app's own when not given.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--override", "--set", metavar="KEY=VALUE", help="Change one of its keys.")
+    ] = None,
+) -> None:
+    """Hold model and data for a node's Flower app."""
+    if overrides and experiment is None:
+        raise InputError("--override changes the file of --experiment; give that too, or leave it out")
+    settings = config.load(experiment, overrides or []) if experiment else None
+    logging.getLogger("fedpeft").setLevel(logging.INFO)
+    from fedpeft.engines.trainer import run_trainer
+
+    run_trainer(listen, state, settings)
