@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
         partition={"num_clients": 4},
         rounds={"clients_per_round": 3, "num_rounds": 3},
     ),
+    "fedsa_lora": needed("fedsa_lora", rounds={"clients_per_round": 2, "num_rounds": 2}),
     "privacy": {
         "privacy": {
             "unit": "example",
@@ -72,7 +73,7 @@ def same(run: Path, other: Path) -> None:
     assert state_digests(run) == state_digests(other)
 
 
-@pytest.mark.parametrize(("name", "workers"), [("fedavg", 3), ("scaffold", 2), ("privacy", 2)])
+@pytest.mark.parametrize(("name", "workers"), [("fedavg", 3), ("scaffold", 2), ("fedsa_lora", 2), ("privacy", 2)])
 def test_the_number_of_workers_changes_no_bit(tmp_path: Path, name: str, workers: int) -> None:
     inline.simulate(case(name, tmp_path / "one", 1))
 
