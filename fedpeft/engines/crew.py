@@ -175,10 +175,12 @@ class Crew:
 
     def _serve(self, worker: _Worker) -> None:
         """Hand one message after the other to a worker, until the crew is dismissed."""
+        known: set[int] = set()
         try:
             worker.ready(self._turn)
-            while (order := self._next()) is not None:
+            while (order := self._next(known)) is not None:
                 message, client = order
+                known.add(client)
                 before = self._memories.read(client)
                 done = worker.ask(Order(message=message, client=client, memory=before))
                 self._memories.keep(client, before, done.memory)
@@ -190,10 +192,16 @@ class Crew:
                 self._failure = self._failure or (error if isinstance(error, FedpeftError | OSError) else _own(error))
                 self._changed.notify_all()
 
-    def _next(self) -> tuple[Message, int] | None:
+    def _next(self, known: set[int]) -> tuple[Message, int] | None:
+        """Wait for a message, to a client whose data the worker has encoded already if there is one."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._orders)
-            return None if self._closed else self._orders.popleft()
+            if self._closed:
+                return None
+            place = next((at for at, (_, client) in enumerate(self._orders) if client in known), 0)
+            order = self._orders[place]
+            del self._orders[place]
+            return order
 
 
 @contextmanager
