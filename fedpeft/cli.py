@@ -61,8 +61,11 @@ def simulate(
     engine: Annotated[Engine, typer.Option(help="inline: this process; flower: Flower's simulation runtime.")] = (
         Engine.inline
     ),
+    profile: Annotated[bool, typer.Option("--profile", help="Say where each round's time went.")] = False,
 ) -> None:
     """Run a federation on this machine."""
+    if profile and engine is not Engine.inline:
+        raise InputError(f"--profile: has no effect with --engine {engine.value}; use the inline engine")
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other; give one of them")
     changes = [*(overrides or []), *cli_files.output_changes(out, resume=resume, overwrite=overwrite)]
@@ -71,7 +74,7 @@ def simulate(
     again = ["fedpeft", "simulate", str(file), *(f"--set={change}" for change in overrides or [])]
     from fedpeft.report.progress import watching
 
-    with _interruptible(experiment, again), watching() as watcher:
+    with _interruptible(experiment, again), watching() as plain, _profiled(experiment, plain, profile) as watcher:
         _engine(engine)(experiment, watcher=watcher)
 
 
@@ -196,6 +199,18 @@ def _interruptible(experiment: Experiment, again: list[str]) -> Iterator[None]:
         hint = f"the last checkpoint stands; go on with: {command}" if begun else "nothing has been written"
         typer.secho(f"interrupted; {hint}", err=True)
         raise typer.Exit(_INTERRUPTED) from None
+
+
+@contextmanager
+def _profiled(experiment: Experiment, watcher: Any, wanted: bool) -> Iterator[Any]:
+    """Yield who looks on, with a clock where the time is to be told."""
+    if not wanted:
+        yield watcher
+        return
+    from fedpeft.report.profile import profiled
+
+    with profiled(watcher, experiment, typer.echo) as profiler:
+        yield profiler
 
 
 def _inputs(texts: list[str], text2: str | None, file: Path | None) -> list[dict[str, Any]]:

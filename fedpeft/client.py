@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, final
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -20,6 +21,7 @@ from fedpeft.rounds.memory import forget, recall, remember
 from fedpeft.strategies.base import Turn
 from fedpeft.strategies.ranks import padded, sliced
 from fedpeft.tensors import Tensors
+from fedpeft.timing import phase, timed
 from fedpeft.training.distributed import hidden
 from fedpeft.training.feedback import joined_memory, owed, own, send
 from fedpeft.training.loop import Outcome
@@ -30,7 +32,7 @@ from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Join, Joined, U
 from fedpeft.wire.payload import pack, unpack
 from fedpeft.wire.record import GAVE_UP
 
-__all__ = ["Node", "client_app"]
+__all__ = ["Node", "client_app", "enrol"]
 
 _LOG = logging.getLogger(__name__)
 _UNTOLD = "gave up; with [privacy] the reason stays in the client's own log"
@@ -80,14 +82,25 @@ def join(message: Message, context: Context, experiment: Experiment) -> RecordDi
         job=header.envelope.job,
         round_number=0,
         config_hash=experiment.hash,
-        plan_hash=Plan.from_bytes(body).hash,
+        plan_hash=_plan_hash(body),
         base_hash=None,
         codec=experiment.codec.names,
     )
-    forget(context.state)
-    context.state["run"] = ConfigRecord({"job": header.envelope.job, "plan": body})
+    enrol(context.state, header.envelope.job, body)
     versions = {"fedpeft": __version__}
     return pack(Joined(envelope=header.envelope, client=_client(context), versions=versions), b"")
+
+
+@lru_cache(maxsize=1)
+def _plan_hash(plan: bytes) -> str:
+    """Read a plan once where many nodes share a process: it may hold tensors as large as the base model's."""
+    return Plan.from_bytes(plan).hash
+
+
+def enrol(state: RecordDict, job: str, plan: bytes) -> None:
+    """Put into a node's record what it holds once it has joined, and no memory of another job."""
+    forget(state)
+    state["run"] = ConfigRecord({"job": job, "plan": plan})
 
 
 def train(message: Message, context: Context, bench: Workbench) -> RecordDict:
@@ -160,7 +173,8 @@ def _receive(
         manifest=manifest,
         client=_client(context),
     )
-    came = bench.codec_down.decode(body, manifest, bench.common("down", round_number=header.envelope.round_number))
+    with phase("codec"):
+        came = bench.codec_down.decode(body, manifest, bench.common("down", round_number=header.envelope.round_number))
     names, part_names = ([spec.name for spec in specs] for specs in (beside, parts))
     experiment, round_number = bench.experiment, header.envelope.round_number
     turn = Turn(
@@ -194,6 +208,7 @@ def _finish(bench: Workbench, header: Broadcast, turn: Turn, outcome: Outcome) -
     return delta.joined(beside), parting.memory.require_finite(where=f"memory of client {header.client}")
 
 
+@timed("codec")
 def _encoded(bench: Workbench, header: Broadcast, delta: Tensors, errors: Tensors) -> tuple[bytes, Tensors]:
     """Return the body, and what the codec leaves out of it and earlier ones where that is to be sent later."""
     common = bench.common("up", round_number=header.envelope.round_number, client=header.client)

@@ -26,5 +26,7 @@ def isolated(root: int, *purpose: str | int) -> Iterator[None]:
     """Seed torch's global generators inside the block (dropout, library initialisers) and restore them after it."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive(root, *purpose))
+        seed = derive(root, *purpose)
+        # Where no device is in use, torch's own function would only note down, slowly, what to seed if one ever is.
+        torch.manual_seed(seed) if devices else torch.default_generator.manual_seed(seed)
         yield

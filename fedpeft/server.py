@@ -10,7 +10,7 @@ from typing import Any, final
 
 from flwr.serverapp import Grid
 
-from fedpeft.errors import ResumeError, RunError
+from fedpeft.errors import ResumeError
 from fedpeft.privacy.randomness import source
 from fedpeft.report.export import write_adapter
 from fedpeft.report.page import report_page
@@ -27,6 +27,7 @@ from fedpeft.rounds.roster import find_clients
 from fedpeft.rounds.sampling import draw_cohort
 from fedpeft.rounds.tally import Tally
 from fedpeft.strategies.base import ClientUpdate, State
+from fedpeft.timing import phase, timed
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Evaluated, Update
 
@@ -45,6 +46,8 @@ class Federation:
     watcher: Watcher
     guard: Guard | None = None
     """Of a run with privacy."""
+    workers: int = 0
+    """Worker processes behind the grid."""
 
 
 def serve(
@@ -55,10 +58,11 @@ def serve(
     resume: bool = False,
     memories: MemoryFolder | None = None,
     watcher: Watcher | None = None,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Run every round that is still to run, write the adapter and the summary, return the summary.
 
-    ``memories`` holds what clients keep between rounds, where the grid's nodes leave it there.
+    ``memories`` holds what clients keep between rounds, where nodes leave it; ``workers`` is what it is in Federation.
 
     Raises:
         ResumeError: the run directory's checkpoint is damaged or of other parts.
@@ -76,7 +80,7 @@ def serve(
         first_round=begun.round_number + 1 if begun else 1,
     )
     nodes, keeper = find_clients(grid, bench), guard(bench, run.ledger)
-    federation = Federation(grid=grid, bench=bench, nodes=nodes, watcher=watcher, guard=keeper)
+    federation = Federation(grid=grid, bench=bench, nodes=nodes, watcher=watcher, guard=keeper, workers=workers)
     begun = begun or _round_zero(federation, run)
     state = begun.state
     for round_number in range(begun.round_number + 1, rounds.num_rounds + 1):
@@ -94,20 +98,17 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
     Raises:
         RunError: fewer replies than rounds.min_clients, or the aggregate is not finite.
     """
-    bench, keeper = federation.bench, federation.guard
+    keeper = federation.guard
     cohort = _cohort(federation, round_number)
     epsilon = keeper.charge(state, cohort, round_number) if keeper else None
     began = time.monotonic()
     tally = _train(federation, state, cohort, round_number)
     total = _total(federation, state, cohort, tally, round_number)
     trained = time.monotonic()
-    after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, state, total))
-    before, state = state, bench.settled(state, after, round_number=round_number)
-    state = keeper.renewed(state, before, tally, round_number) if keeper else state
-    state.adapter.require_finite(where=f"global adapter after round {round_number}")
-    bench.residuals(state).require_finite(where=f"residual after round {round_number}")
+    before, state = state, _applied(federation, state, total, tally, round_number)
     aggregated = time.monotonic()
     metrics, client_metrics = _evaluate(federation, state, cohort, tally, round_number)
+    done = time.monotonic()
     return state, RoundRecord(
         round=round_number,
         clients=cohort,
@@ -122,11 +123,8 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         bytes_up_fp32=4 * tally.floats_up,
         bytes_down_fp32=4 * tally.floats_down,
         bytes_up_bound=tally.bytes_up_bound,
-        seconds={
-            "clients": trained - began,
-            "aggregate": aggregated - trained,
-            "evaluate": time.monotonic() - aggregated,
-        },
+        worker_processes=federation.workers,
+        seconds={"clients": trained - began, "aggregate": aggregated - trained, "evaluate": done - aggregated},
     )
 
 
@@ -151,8 +149,10 @@ def _train(federation: Federation, state: State, cohort: Iterable[int], round_nu
     for reply in _exchange(federation, state, round_number).train(cohort):
         tally.count(reply)
         if reply.update is not None and isinstance(reply.header, Update):
-            update = strategy.prepare(bench.adapted.attached.slots, state, _limited(keeper, reply.update, state, tally))
-            tally.total = strategy.accumulate(tally.total, update)
+            with phase("aggregate"):
+                limited = _limited(keeper, reply.update, state, tally)
+                update = strategy.prepare(bench.adapted.attached.slots, state, limited)
+                tally.total = strategy.accumulate(tally.total, update)
             tally.add(reply, reply.header, reply.update.num_examples)
         federation.watcher.client_finished(
             round_number, reply.client, ok=reply.failure is None, bytes_up=reply.bytes_up
@@ -176,8 +176,20 @@ def _total(federation: Federation, state: State, cohort: Iterable[int], tally: T
     bench, keeper = federation.bench, federation.guard
     if cohort or keeper is None or not keeper.central:
         least = bench.experiment.rounds.min_clients
-        _require_quorum(tally, round_number, least, bench.strategy.least_updates())
+        tally.require(round_number, min_clients=least, least_updates=bench.strategy.least_updates())
     return keeper.noised(tally.total, state, round_number) if keeper else tally.total
+
+
+@timed("aggregate")
+def _applied(federation: Federation, before: State, total: Any, tally: Tally, round_number: int) -> State:
+    """Return the state after the round; an aggregate or a residual that is not finite is an error."""
+    bench, keeper = federation.bench, federation.guard
+    after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, before, total))
+    state = bench.settled(before, after, round_number=round_number)
+    state = keeper.renewed(state, before, tally, round_number) if keeper else state
+    state.adapter.require_finite(where=f"global adapter after round {round_number}")
+    bench.residuals(state).require_finite(where=f"residual after round {round_number}")
+    return state
 
 
 def _evaluate(
@@ -210,17 +222,7 @@ def _exchange(federation: Federation, state: State, round_number: int) -> Exchan
         nodes=federation.nodes,
         state=state,
         round_number=round_number,
-    )
-
-
-def _require_quorum(tally: Tally, round_number: int, min_clients: int, least_updates: int) -> None:
-    if tally.num_updates >= max(min_clients, least_updates):
-        return
-    reasons = "\n".join(f"  client {failure.client}: {failure.reason}" for failure in tally.failures)
-    raise RunError(
-        f"round {round_number}: {tally.num_updates} client(s) replied, rounds.min_clients = {min_clients} "
-        f"and the strategy needs {least_updates}; "
-        f"the last checkpoint stands, resume when this is mended:\n{reasons}"
+        workers=federation.workers,
     )
 
 

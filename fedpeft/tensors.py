@@ -7,7 +7,8 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from typing import final
 
@@ -45,7 +46,14 @@ class Spec:
 
 def manifest_hash(specs: Iterable[Spec]) -> str:
     """Return the sha256 (hex) of a manifest; order counts."""
-    return hashlib.sha256(json.dumps([asdict(spec) for spec in specs]).encode()).hexdigest()
+    return _manifest_hash(tuple(specs))
+
+
+@lru_cache(maxsize=64)
+def _manifest_hash(specs: tuple[Spec, ...]) -> str:
+    """Every header of a round has one of a few manifests, so it is hashed once and not for each client."""
+    plain = [{"name": spec.name, "shape": spec.shape, "dtype": spec.dtype} for spec in specs]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def require_manifest(have: Iterable[Spec], want: Iterable[Spec], *, where: str) -> None:

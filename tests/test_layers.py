@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("errors", "seeds", "files", "plugins", "tensors"),
+    ("errors", "seeds", "files", "plugins", "tensors", "timing"),
     ("config",),
     ("data", "models", "tasks", "adapters", "privacy", "codecs", "strategies"),
     ("training", "wire"),

@@ -54,6 +54,9 @@ def layers(model: nn.Module) -> dict[str, Any]:
 @contextmanager
 def scaled(model: nn.Module, factor: float) -> Iterator[None]:
     """Multiply peft's scaling of every layer inside the block; after it, each is to the bit what it was."""
+    if factor == 1.0:
+        yield
+        return
     before = [(layer, layer.scaling[NAME]) for layer in layers(model).values()]
     try:
         for layer, scale in before:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, final
 
 from safetensors.torch import load, save
@@ -33,7 +34,7 @@ class Plan:
         contiguous = self.tensors.map(Tensor.contiguous)
         object.__setattr__(self, "tensors", Tensors(sorted(contiguous.items())))
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """The sha256 (hex) of values and tensors."""
         return hashlib.sha256(self.header() + self.tensors.digest().encode()).hexdigest()

@@ -4,6 +4,7 @@ from fedpeft.config.base import Frozen
 from fedpeft.config.load import load, parse, read
 from fedpeft.config.privacy import Privacy
 from fedpeft.config.schema import (
+    WITHOUT_EFFECT,
     Choice,
     Choices,
     Compute,
@@ -13,10 +14,12 @@ from fedpeft.config.schema import (
     Output,
     Pretrain,
     Rounds,
+    Simulation,
     Train,
 )
 
 __all__ = [
+    "WITHOUT_EFFECT",
     "Choice",
     "Choices",
     "Compute",
@@ -28,6 +31,7 @@ __all__ = [
     "Pretrain",
     "Privacy",
     "Rounds",
+    "Simulation",
     "Train",
     "load",
     "parse",

@@ -24,6 +24,7 @@ from fedpeft.config.schema import (
     Output,
     Pretrain,
     Rounds,
+    Simulation,
     Train,
 )
 from fedpeft.errors import ConfigError
@@ -52,6 +53,7 @@ _TABLES: dict[str, type[Frozen]] = {
     "evaluate": Evaluate,
     "compute": Compute,
     "output": Output,
+    "simulation": Simulation,
     "pretrain": Pretrain,
     "calibration": Calibration,
     "privacy": Privacy,
@@ -60,7 +62,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "codec": {"name": "none"},
     "codec_down": {"name": "none"},
     "strategy": {"name": "fedavg"},
-    **{name: {} for name in ("feedback", "train", "rounds", "evaluate", "compute", "output")},
+    **{name: {} for name in ("feedback", "train", "rounds", "evaluate", "compute", "output", "simulation")},
 }
 _BARE = re.compile(r"""[^\s\[\]{}"'=,][^\[\]{}"'\n\r]*""")
 """A word that needs no quotes on the command line: a name, a path, a hub id."""

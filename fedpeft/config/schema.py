@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Annotated, Any, Literal, final
 
 import tomli_w
@@ -14,6 +15,7 @@ from fedpeft.config.base import Frozen
 from fedpeft.config.privacy import Privacy
 
 __all__ = [
+    "WITHOUT_EFFECT",
     "Calibration",
     "Choice",
     "Choices",
@@ -24,8 +26,12 @@ __all__ = [
     "Output",
     "Pretrain",
     "Rounds",
+    "Simulation",
     "Train",
 ]
+
+WITHOUT_EFFECT = ("output", "simulation")
+"""Tables that do not change the result."""
 
 
 @final
@@ -185,6 +191,17 @@ class Output(Frozen):
 
 
 @final
+class Simulation(Frozen):
+    """How ``fedpeft simulate`` uses this machine; no part of the experiment's identity, and without effect on it."""
+
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """Processes that train a round's clients side by side, each with compute.num_threads threads; 1 starts none.
+
+    auto: as many as the cores, the free memory and the round's clients allow.
+    """
+
+
+@final
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One experiment, whole and checked."""
@@ -207,6 +224,7 @@ class Experiment:
     evaluate: Evaluate
     compute: Compute
     output: Output
+    simulation: Simulation = field(default_factory=Simulation)
     pretrain: Pretrain | None = None
     pretrain_data: Choice | None = None
     calibration: Calibration | None = None
@@ -215,17 +233,17 @@ class Experiment:
 
     def table(self) -> dict[str, Any]:
         """Return the experiment as it would stand in a file, every default written out."""
-        parts = {name: value for name, value in vars(self).items() if value is not None}
+        parts = {each.name: vars(self)[each.name] for each in fields(self) if vars(self)[each.name] is not None}
         return {name: _plain(value) for name, value in parts.items()}
 
     def to_toml(self) -> str:
         """Return a file that loads as this very experiment, every default that TOML can say written out."""
         return tomli_w.dumps(_without_none(self.table()))
 
-    @property
+    @cached_property
     def hash(self) -> str:
-        """The sha256 (hex) of everything that defines the result; name and output, where it goes, are left out."""
-        table = {name: value for name, value in self.table().items() if name not in ("name", "output")}
+        """The sha256 (hex) of everything that defines the result; name, and where and how it runs, are left out."""
+        table = {name: value for name, value in self.table().items() if name not in ("name", *WITHOUT_EFFECT)}
         canonical = json.dumps(table, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -56,8 +56,13 @@ def _resources(experiment: Experiment) -> str:
     """Return what Ray sets aside for one client at a time: its threads, and a whole GPU if it uses one.
 
     Raises:
-        UnsupportedError: a certain GPU is asked for.
+        UnsupportedError: a certain GPU is asked for, or worker processes that Ray does not start.
     """
+    if experiment.simulation.workers not in (1, "auto"):
+        raise UnsupportedError(
+            f"simulation.workers = {experiment.simulation.workers}: under Flower's simulation Ray starts as many "
+            "workers as compute.num_threads leaves room for; leave it out, or use the inline engine"
+        )
     compute, have = experiment.compute, os.cpu_count() or 1
     if compute.device not in ("cpu", "cuda"):
         raise UnsupportedError(

@@ -1,32 +1,28 @@
-"""The default engine: Flower's Grid inside one process; the base model is loaded once."""
+"""The default engine: Flower's Grid on this machine; the base model lies in memory once, whatever the workers."""
 
-import itertools
-import time
 from collections.abc import Iterable
 from typing import Any, final
 
-from flwr.app import DEFAULT_TTL, Context, Message, Metadata, RecordDict, UserConfig
+from flwr.app import Context, Message, UserConfig
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
-from fedpeft.adapters.plan import Plan
-from fedpeft.client import Node, client_app
 from fedpeft.config import Experiment
+from fedpeft.engines.crew import Crew
+from fedpeft.engines.local import LocalGrid, local_client_app, node_context
+from fedpeft.engines.processes import ended_by_sigterm
+from fedpeft.engines.sizing import num_workers
 from fedpeft.engines.start import ready
-from fedpeft.errors import WireError
 from fedpeft.report.watch import Watcher
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.server import serve
-from fedpeft.training.workbench import Workbench
+from fedpeft.timing import current
+from fedpeft.training.speed import measure
 
-__all__ = ["InlineGrid", "local_client_app", "simulate"]
-
-_SERVER_NODE = 0
-_RUN = 1
+__all__ = ["InlineGrid", "WorkerGrid", "simulate"]
 
 
 @final
-class InlineGrid(Grid):
+class InlineGrid(LocalGrid):
     """Hands each message to the client app when its reply is asked for; a node's context is made when first needed."""
 
     def __init__(
@@ -37,50 +33,12 @@ class InlineGrid(Grid):
         run_config: UserConfig | None = None,
         memories: MemoryFolder | None = None,
     ) -> None:
+        super().__init__(num_clients=num_clients)
         self._app = app
-        self._num_clients = num_clients
         self._run_config = run_config or {}
         self._memories = memories
         self._contexts: dict[int, Context] = {}
         self._queued: dict[str, Message] = {}
-        self._ids = itertools.count(1)
-        self._run: Any = None
-
-    def set_run(self, run: Any) -> None:
-        """Keep Flower's description of the run; the engine itself does not read it."""
-        self._run = run
-
-    @property
-    def run(self) -> Any:
-        """What set_run was given."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Make a message with an id of its own."""
-        metadata = Metadata(
-            run_id=_RUN,
-            message_id=f"inline-{next(self._ids)}",
-            src_node_id=_SERVER_NODE,
-            dst_node_id=dst_node_id,
-            reply_to_message_id="",
-            group_id=group_id,
-            created_at=time.time(),
-            ttl=ttl or DEFAULT_TTL,
-            message_type=message_type,
-        )
-        message: Message = Message(content, metadata=metadata)  # type: ignore[call-overload]
-        return message
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return one node a client: node 1 holds client 0."""
-        return range(1, self._num_clients + 1)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages; nothing runs yet."""
@@ -102,41 +60,65 @@ class InlineGrid(Grid):
         with self._memories.lent(int(context.node_config["partition-id"]), context.state):
             return self._app(message, context)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push and pull; nothing is ever late in one process."""
-        return [reply for message_id in self.push_messages(messages) for reply in self.pull_messages([message_id])]
-
     def _context(self, node: int) -> Context:
         if node not in self._contexts:
-            self._contexts[node] = Context(
-                run_id=_RUN,
-                node_id=node,
-                node_config={"partition-id": node - 1, "num-partitions": self._num_clients},
-                state=RecordDict(),
-                run_config=self._run_config,
-            )
+            self._contexts[node] = node_context(node - 1, num_clients=self._num_clients, run_config=self._run_config)
         return self._contexts[node]
 
 
+@final
+class WorkerGrid(LocalGrid):
+    """Hands training and evaluation to worker processes at once, and answers the handshake itself."""
+
+    def __init__(self, app: ClientApp, crew: Crew, *, num_clients: int) -> None:
+        super().__init__(num_clients=num_clients)
+        self._app = app
+        self._crew = crew
+        self._queued: dict[str, Message] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Queue messages; workers that are idle begin."""
+        added = {message.metadata.message_id: message for message in messages}
+        for message_id, message in added.items():
+            if message.metadata.message_type in ("train", "evaluate"):
+                self._crew.give(message, client=message.metadata.dst_node_id - 1)
+            else:
+                self._queued[message_id] = message
+        return list(added)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Wait for the first reply to any of these, and return all there are.
+
+        Raises:
+            RunError: a worker process ended.
+        """
+        asked = list(message_ids)
+        here = [message for message_id in asked if (message := self._queued.pop(message_id, None)) is not None]
+        return [self._joined(message) for message in here] or self._crew.take(asked)
+
+    def _joined(self, message: Message) -> Message:
+        return self._app(message, node_context(message.metadata.dst_node_id - 1, num_clients=self._num_clients))
+
+
 def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[str, Any]:
-    """Run one experiment in this process and return its summary.
+    """Run one experiment on this machine and return its summary.
+
+    With ``simulation.workers`` above 1 a script must guard its entry (``if __name__ == "__main__":``), as Python asks
+    of everyone who starts processes.
 
     Raises:
         InputError: something is wrong with the experiment; nothing has been written.
-        RunError: the run failed after it began; its checkpoint stands.
+        RunError: the run failed after it began, or a worker process ended; the last checkpoint stands.
     """
     bench, run, resume = ready(experiment)
+    if (clock := current()) is not None:
+        clock.speed = measure(bench)
+    workers = num_workers(experiment, num_clients=bench.shares.num_clients)
     memories = MemoryFolder(path=run.clients, checkpoint_every=experiment.rounds.checkpoint_every)
-    grid = InlineGrid(local_client_app(bench), num_clients=bench.shares.num_clients, memories=memories)
-    return serve(grid, bench, run, resume=resume, memories=memories, watcher=watcher)
-
-
-def local_client_app(bench: Workbench) -> ClientApp:
-    """Return the client app of a process that already holds all parts: server and clients share them."""
-
-    def workbench(_: Context, plan: bytes) -> Workbench:
-        if Plan.from_bytes(plan).hash != bench.adapted.plan.hash:
-            raise WireError("the plan handed out is not the one this process holds")
-        return bench
-
-    return client_app(Node(experiment=lambda _: bench.experiment, workbench=workbench))
+    app, num_clients = local_client_app(bench), bench.shares.num_clients
+    if workers == 1:
+        grid = InlineGrid(app, num_clients=num_clients, memories=memories)
+        return serve(grid, bench, run, resume=resume, memories=memories, watcher=watcher)
+    with ended_by_sigterm(), Crew(bench, workers, memories) as crew:
+        grid_of_workers = WorkerGrid(app, crew, num_clients=num_clients)
+        return serve(grid_of_workers, bench, run, resume=resume, memories=memories, watcher=watcher, workers=workers)

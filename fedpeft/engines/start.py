@@ -4,11 +4,13 @@ from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.rounds import checkpoint as checkpoints
+from fedpeft.timing import timed
 from fedpeft.training.workbench import Workbench, assemble
 
 __all__ = ["ready"]
 
 
+@timed("load")
 def ready(experiment: Experiment) -> tuple[Workbench, RunDirectory, bool]:
     """Return all parts, the run directory, and whether a run goes on there.
 

@@ -66,6 +66,8 @@ class RoundRecord:
     """4 for each scalar in those bodies, and no header."""
     bytes_up_bound: Count | None = None
     """The fewest that the updates' bodies could take by their codec's model (``Codec.entropy_bits``), if it has one."""
+    worker_processes: Count = 0
+    """Processes beside the server's that trained the clients; 0 where they ran in its own, or on nodes of their own."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by phase; the phases do not overlap."""
 

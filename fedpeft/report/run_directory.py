@@ -19,6 +19,7 @@ from fedpeft.files import flush_folder, write_atomic
 from fedpeft.privacy.ledger import FILE_NAME, Ledger
 from fedpeft.report.record import RoundRecord
 from fedpeft.report.text import flatten
+from fedpeft.timing import timed
 
 __all__ = ["RunDirectory"]
 
@@ -147,7 +148,7 @@ class RunDirectory:
             raise ResumeError(f"the run's own experiment is damaged: {error}") from error
 
     def require_same(self, experiment: Experiment) -> None:
-        """Refuse another experiment than the one the run began with; where output goes may differ.
+        """Refuse another experiment than the one the run began with; where and how it runs may differ.
 
         Raises:
             ResumeError: names each key that differs, with both values.
@@ -156,12 +157,13 @@ class RunDirectory:
         differing = [
             f"  {key} = {now.get(key, 'unset')!r}, the run began with {began.get(key, 'unset')!r}"
             for key in sorted({*began, *now})
-            if began.get(key) != now.get(key) and not key.startswith("output.")
+            if began.get(key) != now.get(key) and key.partition(".")[0] not in config.WITHOUT_EFFECT
         ]
         if differing:
             remedy = "set these back, or start a new run in another directory"
             raise ResumeError("\n".join([f"{self.path}: the experiment has changed; {remedy}:", *differing]))
 
+    @timed("record")
     def append(self, record: RoundRecord) -> None:
         """Add one round and make it durable; a checkpoint of the round is written after this, not before."""
         path = self._rounds

@@ -16,6 +16,7 @@ from fedpeft.errors import ResumeError, WireError
 from fedpeft.files import commit_folder
 from fedpeft.strategies.base import State
 from fedpeft.tensors import Tensors
+from fedpeft.timing import timed
 
 __all__ = ["KEEP", "Checkpoint", "latest", "save"]
 
@@ -37,6 +38,7 @@ class Checkpoint:
     base_hash: str
 
 
+@timed("record")
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint beside the others, commit it by renaming, keep the newest two."""
     partial = folder / f".{_name(checkpoint.round_number)}.partial"

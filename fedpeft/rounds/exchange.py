@@ -1,5 +1,6 @@
 """One exchange with a cohort: what each client is sent, and what is taken from its reply."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, final
@@ -15,6 +16,7 @@ from fedpeft.rounds.roster import job_name
 from fedpeft.strategies.base import ClientUpdate, Directive, State
 from fedpeft.strategies.ranks import sliced
 from fedpeft.tensors import Spec, Tensors
+from fedpeft.timing import phase, timed
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update, expect
 from fedpeft.wire.payload import pack, size, unpack
@@ -50,6 +52,8 @@ class Exchange:
     nodes: dict[int, int]
     state: State
     round_number: int
+    workers: int = 0
+    """Worker processes on this machine that answer; in these nothing is late, as nothing is in one process."""
 
     def train(self, cohort: Iterable[int]) -> Iterator[Reply]:
         """Yield each client's checked update, or why there is none."""
@@ -76,7 +80,8 @@ class Exchange:
                 group, ttl = str(self.round_number), rounds.timeout_seconds
                 yield client, self.grid.create_message(content, kind, self.nodes[client], group, ttl)
 
-        for client, message in in_order(self.grid, outgoing(), window=rounds.window, timeout=rounds.timeout_seconds):
+        window, timeout = max(rounds.window, 2 * self.workers), math.inf if self.workers else rounds.timeout_seconds
+        for client, message in in_order(self.grid, outgoing(), window=window, timeout=timeout):
             yield self._take(kind, client, message, *sent.pop(client))
 
     def _take(self, kind: str, client: int, message: Message | None, bytes_down: int, floats_down: int) -> Reply:
@@ -111,7 +116,8 @@ class Exchange:
         header, body = unpack(content, Update)
         manifest = self._trained(client)
         self._expect(header, client, manifest)
-        came = self.bench.codec.decode(body, manifest, self._common("up", client)).require_finite(where=str(header))
+        with phase("codec"):
+            came = self.bench.codec.decode(body, manifest, self._common("up", client)).require_finite(where=str(header))
         beside = [spec.name for spec in self.bench.strategy.beside(self.bench.adapted.attached.slots).up]
         if header.num_examples < 1:
             raise WireError(f"{header}: num_examples = {header.num_examples}, expected at least 1")
@@ -149,6 +155,7 @@ class Exchange:
         slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
         return (*self._directive(client).select(slots, strategy.uplink(slots)), *strategy.beside(slots).up)
 
+    @timed("codec")
     def _body(self, kind: Literal["train", "evaluate"], directive: Directive) -> tuple[tuple[Spec, ...], bytes]:
         """Return what all clients that hold as many ranks are sent, encoded once."""
         sending = self._sending(kind, directive)

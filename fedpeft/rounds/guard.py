@@ -14,6 +14,7 @@ from fedpeft.privacy.randomness import gaussian, source
 from fedpeft.rounds.tally import Tally
 from fedpeft.strategies.base import ClientUpdate, State, WeightedSum
 from fedpeft.tensors import Spec, Tensors
+from fedpeft.timing import timed
 from fedpeft.training.workbench import Workbench
 
 __all__ = ["Guard", "guard"]
@@ -40,6 +41,7 @@ class Guard:
         """Return the norm that a round from this state cuts updates to."""
         return float(state.clip[_CLIP]) if state.clip else self.mechanism.privacy.clip
 
+    @timed("privacy")
     def charge(self, state: State, cohort: Sequence[int], round_number: int) -> float:
         """Charge a round before it begins; return epsilon with it.
 
@@ -49,6 +51,7 @@ class Guard:
         charge = Charge(round=round_number, clients=tuple(cohort), inputs=_digest(state))
         return self.mechanism.spent(self.ledger.charge(charge, self.mechanism))
 
+    @timed("privacy")
     def limited(self, update: ClientUpdate, state: State) -> ClientUpdate:
         """Return an update that counts as one client, of at most the clip's norm where noise is added here."""
         if not self.central:
@@ -74,6 +77,7 @@ class Guard:
         clip = self.clip(before) * math.exp(-adaptive.learning_rate * (share - adaptive.quantile))
         return replace(after, clip=Tensors({_CLIP: torch.tensor([clip], dtype=torch.float64)}))
 
+    @timed("privacy")
     def noised(self, total: Any, state: State, round_number: int) -> Any:
         """Return the round's total with noise, to be divided by the expected cohort, whoever replied.
 

@@ -1,10 +1,10 @@
 """Clients' memories on the disk, for an engine whose nodes end with the process: ``<client>/round_<n>.safetensors``.
 
 A file is whole or not there. Of each client those files stay that the newest checkpoints would go on from, so a run
-that resumes at any of them finds what its clients knew then. In memory there is one client's at a time.
+that resumes at any of them finds what its clients knew then. In memory are those of the clients that train.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from fedpeft.files import write_atomic
 from fedpeft.report.record import RoundRecord
 from fedpeft.rounds.checkpoint import KEEP
 from fedpeft.rounds.memory import entries, forget, put, unpack_memory
+from fedpeft.timing import timed
 
 __all__ = ["MemoryFolder"]
 
@@ -33,13 +34,23 @@ class MemoryFolder:
     @contextmanager
     def lent(self, client: int, state: RecordDict) -> Iterator[None]:
         """Put a client's memory into its node's record for one message, then take it back to the disk."""
-        before = {number: path.read_bytes() for number, path in self._files(client).items()}
+        before = self.read(client)
         put(state, before)
         try:
             yield
         finally:
             after = entries(state)
             forget(state)
+        self.keep(client, before, after)
+
+    @timed("record")
+    def read(self, client: int) -> dict[int, bytes]:
+        """Return a client's memory, round -> packed."""
+        return {number: path.read_bytes() for number, path in self._files(client).items()}
+
+    @timed("record")
+    def keep(self, client: int, before: Mapping[int, bytes], after: Mapping[int, bytes]) -> None:
+        """Write what changed of a client's memory; clients may be served at once, each by one thread."""
         for number, data in after.items():
             if data != before.get(number):
                 self._write(client, number, data)

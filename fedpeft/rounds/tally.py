@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, final
 
+from fedpeft.errors import RunError
 from fedpeft.report.record import Failure
 from fedpeft.rounds.exchange import Reply
 from fedpeft.wire.message import Update
@@ -57,3 +58,18 @@ class Tally:
         if header.train_loss is not None:
             self._loss_sum += header.train_loss * num_examples
             self._num_examples += num_examples
+
+    def require(self, round_number: int, *, min_clients: int, least_updates: int) -> None:
+        """Refuse to aggregate too few updates.
+
+        Raises:
+            RunError: names both bounds, and why each client failed.
+        """
+        if self.num_updates >= max(min_clients, least_updates):
+            return
+        reasons = "\n".join(f"  client {failure.client}: {failure.reason}" for failure in self.failures)
+        raise RunError(
+            f"round {round_number}: {self.num_updates} client(s) replied, rounds.min_clients = {min_clients} "
+            f"and the strategy needs {least_updates}; "
+            f"the last checkpoint stands, resume when this is mended:\n{reasons}"
+        )

@@ -1,7 +1,7 @@
 """Local training: the whole loop, on one page."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -14,9 +14,10 @@ from fedpeft.config import Train
 from fedpeft.data.batches import batch_indices, num_batches
 from fedpeft.errors import RunError
 from fedpeft.tasks.base import Batch, Examples, Task
+from fedpeft.timing import current, phase, timed
 from fedpeft.training.optimizers import make_optimizer
 
-__all__ = ["Outcome", "autocast", "evaluate", "to_device", "train_locally"]
+__all__ = ["Outcome", "autocast", "counted", "evaluate", "to_device", "train_locally"]
 
 
 @final
@@ -56,17 +57,17 @@ def train_locally(
     length = {"epochs": None if train.local_steps else train.local_epochs, "steps": train.local_steps}
     batches = batch_indices(len(examples), train.batch_size, seed=seed, **length)
     total = num_batches(len(examples), train.batch_size, **length)
-    loss_sum, num_seen, num_steps = torch.zeros((), dtype=torch.float64), 0, 0
+    loss_sum, num_seen, num_steps = _zero(model), 0, 0
     model.train()
     with seeds.isolated(seed, "dropout"):
         for indices in batches:
-            losses = _losses(model, [examples[index] for index in indices], task, precision)
-            optimizer.zero_grad(set_to_none=True)
+            batch = _batch(examples, indices, task, model)
+            losses = _losses(model, batch, task, precision)
             _differentiate(losses, penalty(), parameters.values(), train.max_grad_norm)
-            optimizer.step()
-            loss_sum += losses.detach().sum().to("cpu", torch.float64)
-            num_seen += len(indices)
-            num_steps += 1
+            with phase("optimizer"):
+                optimizer.step()
+            loss_sum += losses.detach().sum().to(torch.float64)
+            num_seen, num_steps = num_seen + len(indices), num_steps + 1
             if after_step is not None:
                 after_step(num_steps / total)
     model.eval()
@@ -101,16 +102,36 @@ def to_device(batch: Batch, model: nn.Module) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def _losses(model: nn.Module, rows: Examples, task: Task, precision: str) -> Tensor:
-    batch = to_device(task.collate(rows), model)
+def _zero(model: nn.Module) -> Tensor:
+    """Return a sum in float64 that lies with the model, so that no step waits for the device."""
+    return torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
+
+
+@timed("data")
+def _batch(examples: Examples, indices: list[int], task: Task, model: nn.Module) -> Batch:
+    return counted(to_device(task.collate([examples[index] for index in indices]), model))
+
+
+def counted(batch: Batch) -> Batch:
+    """Tell the clock, if one runs, what the model is given: the scalars of its first input."""
+    if (clock := current()) is not None:
+        clock.count(next(iter(batch.values())).numel())
+    return batch
+
+
+@timed("forward-backward")
+def _losses(model: nn.Module, batch: Batch, task: Task, precision: str) -> Tensor:
     with autocast(model, precision):
         return task.losses(model, batch)
 
 
+@timed("forward-backward")
 def _differentiate(
-    losses: Tensor, penalty: Penalty, parameters: Iterable[nn.Parameter], max_grad_norm: float | None
+    losses: Tensor, penalty: Penalty, parameters: Collection[nn.Parameter], max_grad_norm: float | None
 ) -> None:
     """Fill gradients: of what comes of the data, clipped, and then of the parameters alone."""
+    for parameter in parameters:
+        parameter.grad = None
     total = losses.mean() if penalty.per_sample is None else losses.mean() + penalty.per_sample.mean()
     total.backward()  # type: ignore[no-untyped-call]
     if max_grad_norm is not None:
@@ -122,7 +143,8 @@ def _differentiate(
 def _checked(outcome: Outcome, parameters: Mapping[str, nn.Parameter]) -> Outcome:
     if outcome.train_loss is not None and not math.isfinite(outcome.train_loss):
         raise RunError(f"training diverged: mean loss is {outcome.train_loss}; lower train.learning_rate")
-    for name, parameter in parameters.items():
-        if not bool(torch.isfinite(parameter).all()):
+    finite = torch.stack([torch.isfinite(parameter).all() for parameter in parameters.values()]).tolist()
+    for name, sound in zip(parameters, finite, strict=True):
+        if not sound:
             raise RunError(f"training diverged: {name!r} is not finite; lower train.learning_rate")
     return outcome

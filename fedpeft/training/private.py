@@ -22,7 +22,8 @@ from fedpeft.errors import RunError, UnsupportedError
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.per_sample import Batch, Gradients, Losses, way
 from fedpeft.tasks.base import Examples, Task
-from fedpeft.training.loop import Outcome, autocast, to_device
+from fedpeft.timing import phase, timed
+from fedpeft.training.loop import Outcome, autocast, counted, to_device
 from fedpeft.training.optimizers import make_optimizer
 
 __all__ = ["Private", "train_privately"]
@@ -70,9 +71,10 @@ def train_privately(
         with seeds.isolated(seed, "dropout"):
             for step in range(total):
                 for rows in _batches(examples, train.batch_size, private):
-                    batch = to_device(task.collate(rows), model) if rows else None
+                    batch = _batch(task, rows, model)
                     _hand_over(_gradients(model, batch, _losses(task, precision), parameters, private), parameters)
-                    optimizer.clip_and_accumulate()
+                    with phase("privacy"):
+                        optimizer.clip_and_accumulate()
                 _step(optimizer, parameters, penalty(), private)
                 if after_step is not None:
                     after_step((step + 1) / total)
@@ -83,6 +85,11 @@ def train_privately(
         if not bool(torch.isfinite(parameter).all()):
             raise RunError(f"training diverged: {name!r} is not finite; lower train.learning_rate")
     return Outcome(num_steps=total, num_seen=0, train_loss=None)
+
+
+@timed("data")
+def _batch(task: Task, rows: list[Any], model: nn.Module) -> Batch | None:
+    return counted(to_device(task.collate(rows), model)) if rows else None
 
 
 def _losses(task: Task, precision: str) -> Losses:
@@ -117,6 +124,7 @@ def _batches(examples: Examples, most: int, private: Private) -> Iterator[list[A
         yield [examples[place] for place in places[start : start + most]]
 
 
+@timed("forward-backward")
 def _gradients(
     model: nn.Module, batch: Batch | None, losses: Losses, parameters: Mapping[str, nn.Parameter], private: Private
 ) -> Gradients:
@@ -152,7 +160,8 @@ def _step(optimizer: DPOptimizer, parameters: Mapping[str, nn.Parameter], penalt
     """Add noise, divide, add what is free, and move."""
     if penalty.per_sample is not None:
         raise UnsupportedError("privacy of examples: the adapter's penalty looks at data; take another adapter")
-    optimizer.add_noise()
+    with phase("privacy"):
+        optimizer.add_noise()
     for name, parameter in parameters.items():
         assert parameter.grad is not None  # noqa: S101 - add_noise has just made it
         parameter.grad /= private.mechanism.divisor
@@ -160,7 +169,8 @@ def _step(optimizer: DPOptimizer, parameters: Mapping[str, nn.Parameter], penalt
             parameter.grad *= private.active[name].to(parameter.grad)
     if penalty.data_free is not None:
         penalty.data_free.backward()  # type: ignore[no-untyped-call]
-    optimizer.original_optimizer.step()
+    with phase("optimizer"):
+        optimizer.original_optimizer.step()
     _clear(parameters)
     for parameter in parameters.values():
         vars(parameter)["summed_grad"] = None

@@ -22,6 +22,7 @@ from fedpeft.strategies.base import State, Strategy
 from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
+from fedpeft.timing import timed
 from fedpeft.training.adapted import Adapted, adapt, load_base
 from fedpeft.training.feedback import require_feedback, settled
 from fedpeft.training.loop import evaluate, to_device
@@ -112,11 +113,13 @@ class Workbench:
         """Return the aggregate where the adapter's parameters live."""
         return replace(state, adapter=self.adapted.adapter.retract(self.adapted.attached.slots, state.adapter))
 
+    @timed("evaluate")
     def evaluate(self, adapter: Tensors, residuals: Tensors) -> dict[str, float]:
         """Return the metrics of an adapter, with these residuals on the frozen weights, on the held-out examples."""
         self.adapted.place(adapter, residuals)
         return self.adapted.task.metrics(self.score(self.held_out))
 
+    @timed("evaluate")
     def score(self, examples: Examples) -> dict[str, float]:
         """Return summed scores of the adapter in place."""
         return evaluate(
@@ -127,6 +130,7 @@ class Workbench:
             precision=self.experiment.compute.precision,
         )
 
+    @timed("data")
     def client_examples(self, client: int) -> tuple[Examples, Examples]:
         """Return one client's training examples and its own held-out ones (empty unless evaluated on clients).
 
@@ -153,13 +157,13 @@ class Workbench:
         return [encoded[index] for index in order[num_held:]], [encoded[index] for index in order[:num_held]]
 
 
-def assemble(experiment: Experiment, plan: Plan | None = None) -> Workbench:
-    """Build all parts: the server makes the plan, a client is given it.
+def assemble(experiment: Experiment, plan: Plan | None = None, dealt: tuple[Splits, Shares] | None = None) -> Workbench:
+    """Build all parts: the server makes the plan, a client is given it; data that is dealt already is not read anew.
 
     Raises:
         InputError: a part cannot be built, or two parts do not go together.
     """
-    splits, shares = _deal(experiment)
+    splits, shares = dealt or _deal(experiment)
     adapted = adapt(experiment, splits.label_names, plan)
     strategy: Strategy[Any] = experiment.strategy.build()
     require_fit(experiment, strategy, adapted, num_clients=shares.num_clients)

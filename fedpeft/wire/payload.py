@@ -9,6 +9,7 @@ from typing import TypeVar
 from flwr.app import RecordDict
 
 from fedpeft.errors import WireError
+from fedpeft.timing import timed
 from fedpeft.wire.convert import from_bytes, to_bytes
 from fedpeft.wire.message import Header
 from fedpeft.wire.record import Content, content_of, record_of
@@ -18,6 +19,7 @@ __all__ = ["pack", "size", "unpack"]
 _H = TypeVar("_H", bound=Header)
 
 
+@timed("codec")
 def pack(header: Header, body: bytes = b"") -> RecordDict:
     """Return what a Flower message carries.
 
@@ -29,6 +31,7 @@ def pack(header: Header, body: bytes = b"") -> RecordDict:
     return record_of(Content(head, _checksum(head, digest), body))
 
 
+@timed("codec")
 def unpack(record: RecordDict, kind: type[_H]) -> tuple[_H, bytes]:
     """Return header and body as they were packed; ``expect`` then says whether they are meant for the receiver.
 

@@ -18,6 +18,8 @@ SAME = {
     "defaults written out": "seed = 0\n[codec]\nname = 'none'\n[train]\nlocal_epochs = 1\n[compute]\ndevice = 'cpu'\n",
     "an integer for a number": "[rounds]\ntimeout_seconds = 3600\n",
     "where output goes": "[output]\ndirectory = '/elsewhere'\n",
+    "how many processes run it": "[simulation]\nworkers = 3\n",
+    "as many processes as fit": "[simulation]\nworkers = 'auto'\n",
     "the run's name": "name = 'renamed'\n",
 }
 OTHER = [

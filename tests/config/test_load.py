@@ -46,6 +46,7 @@ MISTAKES = {
     "[train]\nmomentum = 1": "train.momentum = 1: expected a number >= 0 and < 1",
     "[train]\nmax_grad_norm = 0.0": "train.max_grad_norm = 0.0: expected a number > 0",
     "[compute]\nnum_threads = 0": 'compute.num_threads = 0: expected an integer >= 1 or "auto"',
+    "[simulation]\nworkers = 0": 'simulation.workers = 0: expected an integer >= 1 or "auto"',
     '[compute]\nnum_threads = "all"': 'compute.num_threads = "all": expected an integer >= 1 or "auto"',
     '[compute]\ndevice = "gpu"': 'compute.device = "gpu": expected a string such as cpu, cuda, cuda:0',
     '[train]\noptimizer = "adam"': 'train.optimizer = "adam": expected "adamw" or "sgd"; did you mean "adamw"?',

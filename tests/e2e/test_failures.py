@@ -8,7 +8,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
 from fedpeft.config import Experiment
-from fedpeft.engines.inline import InlineGrid, local_client_app, simulate
+from fedpeft.engines.inline import InlineGrid, simulate
+from fedpeft.engines.local import local_client_app
 from fedpeft.errors import RunError
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.rounds import checkpoint as checkpoints

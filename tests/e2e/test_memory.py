@@ -10,7 +10,8 @@ import torch
 from fedpeft.adapters.base import pairs
 from fedpeft.config import Experiment
 from fedpeft.engines import flower
-from fedpeft.engines.inline import InlineGrid, local_client_app, simulate
+from fedpeft.engines.inline import InlineGrid, simulate
+from fedpeft.engines.local import local_client_app
 from fedpeft.errors import ResumeError, UnsupportedError
 from fedpeft.report.export import read_slots
 from fedpeft.report.run_directory import RunDirectory

@@ -94,8 +94,10 @@ def test_a_changed_experiment_is_refused_by_key_with_both_values(
     assert "train.momentum" not in str(caught.value)
 
 
-def test_where_output_goes_may_change(run: RunDirectory, make_experiment: Callable[..., Experiment]) -> None:
-    same = make_experiment(output={"directory": str(run.path)})
+def test_where_output_goes_and_who_runs_it_may_change(
+    run: RunDirectory, make_experiment: Callable[..., Experiment]
+) -> None:
+    same = make_experiment(output={"directory": str(run.path)}, simulation={"workers": 2})
     assert RunDirectory.resume(run.path, same) == run
 
 

@@ -9,6 +9,7 @@ from fedpeft.data.base import OwnSource
 from fedpeft.data.sources import client_tables
 from fedpeft.engines.inline import simulate
 from fedpeft.errors import ConfigError, DataError, InputError
+from fedpeft.report.export import read_slots
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.training.workbench import assemble
 from tests.conftest import tiny
@@ -118,3 +119,9 @@ def test_what_does_not_go_together_is_refused(folder: Path) -> None:
         assemble(tiny(None, partition={"name": "own", "num_clients": 3}))
     with pytest.raises(InputError, match="clients_per_round = 4: expected <= 3"):
         assemble(experiment(None, rounds={"clients_per_round": 4}))
+
+
+def test_worker_processes_read_the_clients_own_tables(folder: Path) -> None:
+    simulate(experiment(folder / "one"))
+    simulate(experiment(folder / "two", simulation={"workers": 2}))
+    assert read_slots(folder / "two" / "adapter").digest() == read_slots(folder / "one" / "adapter").digest()

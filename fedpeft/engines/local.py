@@ -1,0 +1,101 @@
+"""Flower's Grid without a network, and the client app of a process that holds all parts."""
+
+import itertools
+import time
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+from flwr.app import DEFAULT_TTL, Context, Message, Metadata, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedpeft.client import Node, client_app
+from fedpeft.errors import WireError
+from fedpeft.training.workbench import Workbench
+
+__all__ = ["LocalGrid", "local_client_app", "node_context"]
+
+_SERVER_NODE = 0
+_RUN = 1
+
+
+class LocalGrid(Grid):
+    """Messages have ids of their own, node 1 holds client 0, and nothing is ever late."""
+
+    def __init__(self, *, num_clients: int) -> None:
+        self._num_clients = num_clients
+        self._ids = itertools.count(1)
+        self._run: Any = None
+
+    def set_run(self, run: Any) -> None:
+        """Keep Flower's description of the run; the engine itself does not read it."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """What set_run was given."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message with an id of its own."""
+        metadata = Metadata(
+            run_id=_RUN,
+            message_id=f"inline-{next(self._ids)}",
+            src_node_id=_SERVER_NODE,
+            dst_node_id=dst_node_id,
+            reply_to_message_id="",
+            group_id=group_id,
+            created_at=time.time(),
+            ttl=ttl or DEFAULT_TTL,
+            message_type=message_type,
+        )
+        message: Message = Message(content, metadata=metadata)  # type: ignore[call-overload]
+        return message
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return one node a client."""
+        return range(1, self._num_clients + 1)
+
+    @abstractmethod
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Take messages and return their ids."""
+
+    @abstractmethod
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return at least one reply to the asked-for messages, if any of them is not answered yet."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push and pull."""
+        return [reply for message_id in self.push_messages(messages) for reply in self.pull_messages([message_id])]
+
+
+def node_context(client: int, *, num_clients: int, run_config: UserConfig | None = None) -> Context:
+    """Return the empty context of a client's node."""
+    return Context(
+        run_id=_RUN,
+        node_id=client + 1,
+        node_config={"partition-id": client, "num-partitions": num_clients},
+        state=RecordDict(),
+        run_config=run_config or {},
+    )
+
+
+def local_client_app(bench: Workbench) -> ClientApp:
+    """Return the client app of a process that already holds all parts: server and clients share them."""
+
+    own = bench.adapted.plan.to_bytes()
+
+    def workbench(_: Context, plan: bytes) -> Workbench:
+        if plan != own:
+            raise WireError("the plan handed out is not the one this process holds")
+        return bench
+
+    return client_app(Node(experiment=lambda _: bench.experiment, workbench=workbench))

@@ -1,0 +1,56 @@
+"""How many worker processes a run gets on this machine."""
+
+import os
+from pathlib import Path
+
+from fedpeft.config import Experiment
+from fedpeft.errors import UnsupportedError
+
+__all__ = ["num_workers"]
+
+
+def num_workers(experiment: Experiment, *, num_clients: int) -> int:
+    """Return how many processes train side by side: never more than a round's clients; 1 is this process alone.
+
+    Raises:
+        UnsupportedError: several are asked for on a GPU.
+    """
+    asked, device = experiment.simulation.workers, experiment.compute.device
+    rounds = experiment.rounds
+    drawn = num_clients if rounds.sampling == "poisson" else rounds.clients_per_round or num_clients
+    if device != "cpu" and asked not in (1, "auto"):
+        raise UnsupportedError(
+            f"simulation.workers = {asked} with compute.device = {device!r}: worker processes share a base model in "
+            "main memory and not on a GPU; leave it out, or use the flower engine"
+        )
+    if device != "cpu":
+        return 1
+    return min(drawn, asked) if isinstance(asked, int) else max(1, min(drawn, _by_cores(experiment), _by_memory()))
+
+
+def _by_cores(experiment: Experiment) -> int:
+    threads = experiment.compute.num_threads
+    return 1 if isinstance(threads, str) else _cores() // threads
+
+
+def _cores() -> int:
+    """Return the cores this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _by_memory() -> int:
+    """Return how many processes of this one's size fit into what is free; 1 where the system does not tell.
+
+    A worker is smaller, since it has no copy of the base model, and needs room for its activations, which this
+    process has not shown yet.
+    """
+    free, own = _kilobytes(Path("/proc/meminfo"), "MemAvailable"), _kilobytes(Path("/proc/self/status"), "VmRSS")
+    return free // own if free and own else 1
+
+
+def _kilobytes(file: Path, key: str) -> int:
+    try:
+        lines = file.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), 0)

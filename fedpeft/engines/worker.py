@@ -1,0 +1,126 @@
+"""A worker process: all parts of one experiment, and one client after the other.
+
+What passes between it and the process that started it is pickled by ``multiprocessing``, as that does; both ends are
+this library in one run on one machine.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import final
+
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from fedpeft.adapters.plan import Plan
+from fedpeft.client import enrol
+from fedpeft.config import Experiment
+from fedpeft.data.shares import Shares
+from fedpeft.data.store import read_store, write_store
+from fedpeft.engines.local import local_client_app, node_context
+from fedpeft.rounds.memory import entries, put
+from fedpeft.rounds.roster import job_name
+from fedpeft.timing import Clock, phase, running
+from fedpeft.training.mapped import map_weights, write_weights
+from fedpeft.training.workbench import Workbench, assemble
+
+__all__ = ["Done", "Order", "Setup", "share", "work"]
+
+_DATA, _PLAN, _WEIGHTS = "data", "plan.bin", "weights.bin"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a worker is started with."""
+
+    experiment: Experiment
+    folder: Path
+    """Where ``share`` wrote."""
+    log_level: int
+    profiled: bool
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One message to one client, with what it keeps between rounds: round -> packed memory."""
+
+    message: Message
+    client: int
+    memory: dict[int, bytes]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """The client's reply, what it keeps now, and where the worker's time went, if anybody asks."""
+
+    reply: Message
+    memory: dict[int, bytes]
+    seconds: dict[str, float]
+    elements: int
+
+
+def share(bench: Workbench, folder: Path) -> None:
+    """Write data, plan and frozen weights for worker processes; this process too lies on these weights from now on."""
+    if isinstance(bench.shares, Shares):  # what is each client's own is read from its own place
+        write_store(folder / _DATA, bench.splits, bench.shares)
+    (folder / _PLAN).write_bytes(bench.adapted.plan.to_bytes())
+    write_weights(bench.adapted.attached.model, folder / _WEIGHTS)
+    map_weights(bench.adapted.attached.model, folder / _WEIGHTS)
+
+
+def work(connection: Connection, setup: Setup) -> None:
+    """Say that it is there, load when told to, say None when ready or why not; then answer orders until all is over."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unlike the default, leaves nothing behind
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=setup.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    clock = Clock() if setup.profiled else None
+    if clock is not None:
+        clock.add({"load": time.process_time()}, 0)  # importing what this process needs
+    connection.send(None)
+    try:
+        connection.recv()
+        with running(clock), phase("load"):
+            bench, plan = _opened(setup)
+    except Exception as error:  # noqa: BLE001 - the boundary: the other process says it
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    connection.send(None)
+    app = local_client_app(bench)
+    while (order := _received(connection)) is not None:
+        with running(clock):
+            reply, memory = _answered(app, bench, plan, order)
+        seconds, elements = clock.take() if clock else ({}, 0)
+        with suppress(OSError):  # if nobody listens any more, the next order is None
+            connection.send(Done(reply=reply, memory=memory, seconds=seconds, elements=elements))
+
+
+def _opened(setup: Setup) -> tuple[Workbench, bytes]:
+    plan = (setup.folder / _PLAN).read_bytes()
+    dealt = read_store(setup.folder / _DATA) if (setup.folder / _DATA).is_dir() else None
+    bench = assemble(setup.experiment, Plan.from_bytes(plan), dealt)
+    map_weights(bench.adapted.attached.model, setup.folder / _WEIGHTS)
+    return bench, plan
+
+
+def _received(connection: Connection) -> Order | None:
+    try:
+        order: Order = connection.recv()
+    except (EOFError, OSError):
+        return None
+    return order
+
+
+def _answered(app: ClientApp, bench: Workbench, plan: bytes, order: Order) -> tuple[Message, dict[int, bytes]]:
+    context = node_context(order.client, num_clients=bench.shares.num_clients)
+    enrol(context.state, job_name(bench), plan)
+    put(context.state, order.memory)
+    return app(order.message, context), entries(context.state)
