@@ -17,6 +17,7 @@ from fedpeft import __version__
 from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
 from fedpeft.errors import FedpeftError, WireError
+from fedpeft.privacy.ledger import Charge, Ledger
 from fedpeft.rounds.memory import forget, recall, remember
 from fedpeft.strategies.base import Turn
 from fedpeft.strategies.ranks import padded, sliced
@@ -47,6 +48,8 @@ class Node:
     """The experiment this node takes part in."""
     workbench: Callable[[Context, bytes], Workbench]
     """All parts, built with the server's plan and kept between messages."""
+    ledger: Callable[[Context, Experiment], Ledger | None] = lambda *_: None
+    """Where this node itself keeps what its data's privacy has cost, whatever servers say; None where it does not."""
 
 
 def client_app(node: Node) -> ClientApp:
@@ -59,7 +62,7 @@ def client_app(node: Node) -> ClientApp:
 
     @app.train()
     def _train(message: Message, context: Context) -> Message:
-        return _answer(message, context, node, lambda: train(message, context, node.workbench(context, _plan(context))))
+        return _answer(message, context, node, lambda: _trained(message, context, node))
 
     @app.evaluate()
     def _evaluate(message: Message, context: Context) -> Message:
@@ -103,15 +106,25 @@ def enrol(state: RecordDict, job: str, plan: bytes) -> None:
     state["run"] = ConfigRecord({"job": job, "plan": plan})
 
 
-def train(message: Message, context: Context, bench: Workbench) -> RecordDict:
+def _trained(message: Message, context: Context, node: Node) -> RecordDict:
+    bench = node.workbench(context, _plan(context))
+    return train(message, context, bench, node.ledger(context, bench.experiment))
+
+
+def train(message: Message, context: Context, bench: Workbench, ledger: Ledger | None = None) -> RecordDict:
     """Train the received adapter on this client's data and return the encoded change.
+
+    A ledger of the client's own is charged before its data is touched.
 
     Raises:
         WireError: the message is not for this client, experiment, plan or base model.
-        FedpeftError: the data or the training is at fault.
+        FedpeftError: the data or the training is at fault, or the ledger's budget is spent.
     """
     began = time.monotonic()
     header, turn = _receive(message, context, bench, kind="train")
+    if ledger is not None and bench.mechanism is not None:
+        charge = Charge(round=turn.round_number, clients=(header.client,), inputs=turn.received.digest())
+        ledger.charge(charge, bench.mechanism)
     examples, _ = bench.client_examples(header.client)
     outcome = train_turn(bench, turn, examples, client=header.client)
     delta, memory = _finish(bench, header, turn, outcome)

@@ -19,6 +19,7 @@ from fedpeft.client import Node, client_app
 from fedpeft.config import Experiment
 from fedpeft.engines.apps import split_override
 from fedpeft.errors import ConfigError
+from fedpeft.privacy.ledger import Ledger
 from fedpeft.rounds.roster import job_of
 from fedpeft.trainer.address import parse
 from fedpeft.trainer.message import Question
@@ -36,9 +37,13 @@ _LOG = logging.getLogger(__name__)
 class Parts:
     """The parts of the experiment that was last worked for."""
 
-    def __init__(self, pinned: Experiment | None = None) -> None:
-        """Take the one experiment that is worked for; where there is none, each question brings its own."""
+    def __init__(self, pinned: Experiment | None = None, *, ledgers: Path | None = None) -> None:
+        """Take the one experiment that is worked for; where there is none, each question brings its own.
+
+        ``ledgers`` is the folder of what each client's data has cost in each experiment, over all its runs.
+        """
         self._pinned = pinned
+        self._ledgers = ledgers
         self._held: tuple[str, bytes, Workbench] | None = None
 
     def answer(self, question: Question, message: Message, context: Context, call: Call) -> Message:
@@ -51,8 +56,11 @@ class Parts:
                 watched.callback(hook.remove)
                 return bench
 
-            app = client_app(Node(experiment=lambda _: self._experiment(question), workbench=workbench))
-            return app(message, context)
+            def ledger(_: Context, experiment: Experiment) -> Ledger | None:
+                return self._ledger(experiment, question.client)
+
+            own = Node(experiment=lambda _: self._experiment(question), workbench=workbench, ledger=ledger)
+            return client_app(own)(message, context)
 
     def load(self, states: States) -> None:
         """Build all parts where a job of the experiment is under way; else see that data and base model can be read.
@@ -75,6 +83,12 @@ class Parts:
             _LOG.info("loaded experiment=%s seconds=%.1f", job_of(experiment), time.monotonic() - began)
         return self._held[2]
 
+    def _ledger(self, experiment: Experiment, client: int) -> Ledger | None:
+        if self._ledgers is None:
+            return None
+        self._ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Ledger(self._ledgers / f"{experiment.hash[:32]}-{client}.jsonl")
+
     def _experiment(self, question: Question) -> Experiment:
         if self._pinned is not None:
             return self._pinned
@@ -94,7 +108,7 @@ def run_trainer(listen: str, state: Path, experiment: Experiment | None = None) 
     Raises:
         InputError: the address or the folder cannot be had, or data or model of the experiment cannot be read.
     """
-    address, parts = parse(listen), Parts(experiment)
+    address, parts = parse(listen), Parts(experiment, ledgers=state / "privacy")
     with opened(state) as states, _stopping() as stop:
         worker = Worker(parts.answer, states)
         try:

@@ -1,0 +1,105 @@
+"""What a client's data has cost is kept by its own trainer: over restarts and runs, and ahead of training."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedpeft.client
+from fedpeft.engines.trainer import Parts
+from fedpeft.privacy.ledger import Ledger
+from fedpeft.trainer.states import States
+from fedpeft.trainer.worker import Call, Worker
+from fedpeft.training.workbench import Workbench, assemble
+from tests.conftest import tiny
+from tests.trainer.conftest import body_of
+from tests.trainer.test_engine import asking, broadcast, joining
+
+PRIVATE = tiny(
+    strategy={"name": "fedavg", "weighting": "uniform"},
+    rounds={"num_rounds": 2},
+    privacy={
+        "unit": "example",
+        "epsilon": 8.0,
+        "delta": 1e-3,
+        "clip": 1.0,
+        "sample_rate": 0.2,
+        "accountant": "rdp",
+        "spare_rounds": 1,
+    },
+)
+UNTOLD = "gave up; with [privacy] the reason stays in the client's own log"
+
+
+@pytest.fixture(scope="module")
+def bench() -> Workbench:
+    return assemble(PRIVATE)
+
+
+class Trainer:
+    """One that is started on the same disk again and again."""
+
+    def __init__(self, place: Path, bench: Workbench) -> None:
+        self.place, self.bench = place, bench
+
+    def ask(self, *rounds: int, run: int = 7, join: bool = True) -> list[Any]:
+        """Start, join, answer one training message for each round number, end; return the replies."""
+        worker = Worker(Parts(PRIVATE, ledgers=self.place / "privacy").answer, States(self.place))
+        try:
+            if join:
+                worker.ask(asking("query.join", joining(self.bench), PRIVATE, run=run), b"join", Call())
+            asked = {n: asking("train", broadcast(self.bench, "train", n), PRIVATE, run=run) for n in rounds}
+            return [worker.ask(asked[number], f"{number}".encode(), Call()) for number in rounds]
+        finally:
+            worker.close()
+
+    def charged(self) -> list[int]:
+        (path,) = (self.place / "privacy").iterdir()
+        return [charge.round for charge in Ledger(path).charges()]
+
+
+def test_every_release_is_charged_over_restarts_and_runs_and_none_beyond_the_budget(
+    tmp_path: Path, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tmp_path, bench)
+    assert all(reply.has_content() for reply in trainer.ask(1))
+    assert all(reply.has_content() for reply in trainer.ask(2, join=False))
+    assert all(reply.has_content() for reply in trainer.ask(1, run=8))
+    assert trainer.charged() == [1, 2, 1]
+
+    touched: list[int] = []
+    monkeypatch.setattr(Workbench, "client_examples", lambda *_: touched.append(1))
+    (reply,) = trainer.ask(2, run=8, join=False)
+    assert reply.error.reason == UNTOLD
+    assert (trainer.charged(), touched) == ([1, 2, 1], [])
+
+
+def test_a_message_that_comes_again_has_its_first_reply_and_is_charged_once(tmp_path: Path, bench: Workbench) -> None:
+    trainer = Trainer(tmp_path, bench)
+    replies = trainer.ask(*[1] * 20)
+    assert len({body_of(reply) for reply in replies}) == 1
+    assert trainer.charged() == [1]
+
+
+def test_a_charge_is_there_before_the_training_that_it_pays_for(
+    tmp_path: Path, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tmp_path, bench)
+
+    def dies(*_: object, **__: object) -> None:
+        assert trainer.charged() == [1]
+        raise ValueError("the power is gone")
+
+    monkeypatch.setattr(fedpeft.client, "train_turn", dies)
+    (reply,) = trainer.ask(1)
+    assert reply.error.reason == UNTOLD
+    assert trainer.charged() == [1]
+
+
+def test_a_damaged_ledger_trains_nobody(tmp_path: Path, bench: Workbench) -> None:
+    trainer = Trainer(tmp_path, bench)
+    trainer.ask(1)
+    (path,) = (tmp_path / "privacy").iterdir()
+    path.write_bytes(path.read_bytes().replace(b'"round":1', b'"round":0x'))
+    (reply,) = trainer.ask(2, join=False)
+    assert reply.error.reason == UNTOLD
