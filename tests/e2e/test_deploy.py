@@ -1,6 +1,7 @@
 """A federation of real processes, with TLS and keys: the bits of a simulation, and nobody in who does not belong."""
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -46,6 +47,11 @@ def test_three_rounds_of_lora_fair_with_compeft_are_a_simulations_to_the_bit(
     assert run.summary()["num_failures"] == 0
     assert [record.clients for record in run.records()] == [(), (0, 1), (0, 1), (0, 1)]
     local.require_running()
+    for client in (1, 2):
+        log = (local.logs / f"trainer-{client}.log").read_text()
+        answered = re.findall(r"answered type=(\S+) run=\d+ client=(\d)", log)
+        assert answered == [(kind, str(client - 1)) for kind in ("query.join", *["train"] * 3)]
+        assert "Traceback" not in log
 
 
 def test_one_up_at_a_time(running: tuple[Deployment, Local]) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,13 +19,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedpeft import server
 from fedpeft.config import Experiment
-from fedpeft.deploy import local as deployed
-from fedpeft.deploy.init import init
-from fedpeft.deploy.submit import local_operator, submit
 from fedpeft.engines.apps import TRAINER_KEY, flower_client_app
 from fedpeft.engines.inline import InlineGrid, simulate
 from fedpeft.engines.start import ready
-from fedpeft.report.watch import Watcher
 from fedpeft.trainer.address import parse
 from tests.conftest import needed, tiny
 from tests.e2e.test_inline import digest, lines
@@ -161,38 +156,3 @@ def test_two_trainers_one_killed_between_rounds_come_to_the_bits_of_one_process(
     assert log.count("loaded experiment=tiny-vit-") == 2
     assert log.rstrip().endswith("trainer stopped")
     assert "Traceback" not in log + other.log.read_text()
-
-
-def test_nodes_of_flower_whose_config_names_a_trainer_only_forward(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A real deployment whose two nodes share a trainer; one that was told no experiment takes the run's."""
-    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
-    site, commands_of = Site(folder / "0"), deployed.client_commands
-
-    def commands(where: Any, client: int, num_clients: int) -> Any:
-        made = commands_of(where, client, num_clients)
-        told = f"num-partitions={num_clients}"
-        named = f"{told} {TRAINER_KEY}='{site.address}'"
-        return {name: tuple(word.replace(told, named) for word in words) for name, words in made.items()}
-
-    monkeypatch.setattr(deployed, "client_commands", commands)
-    site.start()
-    try:
-        site.await_health()
-        made = init(tmp_path / "f", num_clients=2, host="localhost")
-        with deployed.up(made):
-            run = submit(local_operator(made), short(tmp_path / "b"), watcher=Watcher())
-        assert site.end(signal.SIGTERM) == 0
-    finally:
-        if site.running.poll() is None:
-            site.end(signal.SIGKILL)
-        log = site.log.read_text()
-        shutil.rmtree(folder)
-
-    simulate(short(tmp_path / "a"))
-    assert digest(run.path) == digest(tmp_path / "a")
-    assert lines(run.path) == lines(tmp_path / "a")
-    answered = [re.findall(r"answered type=(\S+) run=\d+ client=(\d)", line) for line in log.splitlines()]
-    by_client = {client: [kind for found in answered for kind, whose in found if whose == client] for client in "01"}
-    assert by_client == {client: ["query.join", *["train", "evaluate"] * 2] for client in "01"}

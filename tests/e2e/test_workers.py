@@ -147,7 +147,7 @@ def test_an_interrupted_run_leaves_no_process_and_no_file(tmp_path: Path) -> Non
     (tmp_path / "temporary").mkdir()
     file = tmp_path / "e.toml"
     file.write_text(case("fedavg", tmp_path / "run", 2).to_toml().replace("num_rounds = 2", "num_rounds = 100000"))
-    environment = {**os.environ, MARK: tmp_path.name, "TMPDIR": str(tmp_path / "temporary")}
+    environment = {**os.environ, MARK: str(tmp_path), "TMPDIR": str(tmp_path / "temporary")}
     process = subprocess.Popen(
         [sys.executable, "-m", "fedpeft", "simulate", str(file)],
         env=environment,
@@ -155,6 +155,8 @@ def test_an_interrupted_run_leaves_no_process_and_no_file(tmp_path: Path) -> Non
         stderr=subprocess.PIPE,
         start_new_session=True,
         text=True,
+        # What runs these tests in the background may have SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     rounds = tmp_path / "run" / "rounds.jsonl"
     while process.poll() is None and (not rounds.exists() or rounds.read_text().count("\n") < 2):
@@ -166,7 +168,7 @@ def test_an_interrupted_run_leaves_no_process_and_no_file(tmp_path: Path) -> Non
     assert process.returncode == 130
     assert "go on with: fedpeft simulate" in said
     assert "Traceback" not in said
-    assert started_under(MARK, tmp_path.name) == set()
+    assert started_under(MARK, str(tmp_path)) == set()
     assert list((tmp_path / "temporary").glob("fedpeft-*")) == []
     shutil.rmtree(tmp_path / "temporary")
 
