@@ -20,7 +20,7 @@ _DRAWN = ("fedavg", "lora_fair", "fedex_lora", "flora", "ffa_lora", "florist", "
 def section(parts: Mapping[str, Part], sweep: Sequence[Result]) -> str:
     """Return the tables of what was run, and no more; write the pictures beside the results."""
     told = [_part(name, part) for name, part in parts.items()]
-    return "\n\n".join([_INTRODUCTION, *told, *([_swept(sweep)] if sweep else []), _READ])
+    return "\n\n".join([_INTRODUCTION, *told, *([_swept(sweep)] if sweep else [])])
 
 
 _INTRODUCTION = """## Every way of aggregating
@@ -35,8 +35,6 @@ that is fedavg's best. MB of one run, both at the own rate. *Server ms*: prepare
 DW* (`benchmarks/watched.py`); "-" where there is no pair or clients keep one factor. fedsa_lora is scored on its
 clients, each on held-out examples of its own. Made by `python -m benchmarks.aggregation`; every run is in
 `docs/results/aggregation.json`."""
-
-_READ = "What to read in this: [docs/aggregation.md](aggregation.md)."
 
 
 def _part(name: str, part: Part) -> str:
