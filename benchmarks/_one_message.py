@@ -6,13 +6,12 @@ The folder holds the app's bundle, the message and what the node keeps; the repl
 """
 
 import sys
-import time
 from pathlib import Path
 
-from flwr.app import ConfigRecord, Context, Message, Metadata, RecordDict
+from flwr.app import ConfigRecord, Context, RecordDict
 
 from fedpeft.engines.apps import TRAINER_KEY, flower_client_app
-from fedpeft.wire.record import Content, content_of, record_of
+from fedpeft.wire.record import Content, content_of, record_of, server_message
 
 __all__ = ["read_content", "write_content"]
 
@@ -31,17 +30,6 @@ def read_content(folder: Path) -> Content:
 def main(folder: Path, trainer: str | None) -> None:
     """Answer the message."""
     kind = (folder / "kind").read_text()
-    metadata = Metadata(
-        run_id=1,
-        message_id="m",
-        src_node_id=0,
-        dst_node_id=1,
-        reply_to_message_id="",
-        group_id="",
-        created_at=time.time(),
-        ttl=3600.0,
-        message_type=kind,
-    )
     kept = ConfigRecord({"job": (folder / "job").read_text(), "plan": (folder / "plan").read_bytes()})
     context = Context(
         run_id=1,
@@ -50,7 +38,8 @@ def main(folder: Path, trainer: str | None) -> None:
         state=RecordDict({"run": kept}),
         run_config={"experiment": "e.toml"},
     )
-    message = Message(record_of(read_content(folder)), metadata=metadata)
+    record = record_of(read_content(folder))
+    message = server_message(record, message_type=kind, run=1, node=1, message_id="m", ttl=3600.0)
     reply = flower_client_app(folder)(message, context)
     if reply.has_error():
         sys.exit(reply.error.reason)

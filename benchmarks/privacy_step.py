@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from benchmarks._memory import baseline, peak
 from benchmarks.jobs import ROOT, run_jobs, table, write_results, write_section
-from benchmarks.server_memory import _baseline, _peak
 from fedpeft import config
 from fedpeft.privacy.randomness import source
 from fedpeft.training.loop import train_locally
@@ -92,9 +92,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     bench = bench_of(job["precision"])
     examples = full_batch(bench)
     if "private" in job:
-        before = _baseline()
+        before = baseline()
         steps(bench, examples, private=job["private"])
-        return {**job, "peak_bytes": _peak() - before}
+        return {**job, "peak_bytes": peak() - before}
     taken: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(TURNS + 1):
         for private in taken:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks._memory import baseline, peak
 from benchmarks.jobs import ROOT, run_jobs, table, write_results, write_section
 from fedpeft import plugins, seeds
 from fedpeft.adapters.base import Algebra, Slot
@@ -85,13 +86,13 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     directive = strategy.directive(slots, state, round_number=1, client=0)
     change = drawn(directive.select(slots, strategy.uplink(slots)), 0.001)
     beside = drawn(strategy.beside(slots).up, 0.001)
-    before, total = _baseline(), strategy.start()
+    before, total = baseline(), strategy.start()
     for client in range(job["num_clients"]):
         update = _update(client, change, beside, directive)
         total = strategy.accumulate(total, strategy.prepare(slots, state, update))
     held = held_bytes(total)
     strategy.apply(slots, state, total)
-    return {**job, "held_bytes": held, "peak_bytes": _peak() - before, "adapter_bytes": held_bytes(state.adapter)}
+    return {**job, "held_bytes": held, "peak_bytes": peak() - before, "adapter_bytes": held_bytes(state.adapter)}
 
 
 def _update(client: int, change: Tensors, beside: Tensors, directive: Directive) -> ClientUpdate:
@@ -100,21 +101,6 @@ def _update(client: int, change: Tensors, beside: Tensors, directive: Directive)
     return ClientUpdate(
         client=client, delta=change * factor, beside=beside * factor, num_examples=client + 1, directive=directive
     )
-
-
-def _baseline() -> int:
-    """Return the resident bytes, and have the kernel's peak of them begin here."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def counts_of(name: str) -> tuple[int, int]:

@@ -20,11 +20,9 @@ from fedpeft import seeds
 from fedpeft.canaries import Mask, of_clients, of_examples
 from fedpeft.config import Experiment
 from fedpeft.errors import ConfigError
-from fedpeft.privacy import accounting
+from fedpeft.inference import finished_bench
 from fedpeft.privacy.bounds import one_run_bound, releases_bound
 from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.report.export import read_plan, read_residuals, read_slots
-from fedpeft.report.run_directory import RunDirectory
 from fedpeft.tasks.base import Examples
 from fedpeft.training.loop import to_device
 from fedpeft.training.workbench import Workbench, assemble
@@ -85,14 +83,12 @@ def _one_release(bench: Workbench, mechanism: Mechanism, effort: Effort) -> dict
         delta=mechanism.privacy.delta,
         confidence=effort.confidence,
     )
-    claimed = accounting.epsilon(
-        noise_multiplier=mechanism.noise_multiplier,
-        sample_rate=1.0,
-        steps=1,
-        delta=mechanism.privacy.delta,
-        accountant=mechanism.privacy.accountant,
-    )
-    return {"claimed": claimed, "lower_bound": found, "releases": 2 * turns * half, "confidence": effort.confidence}
+    return {
+        "claimed": certain.spent(1),
+        "lower_bound": found,
+        "releases": 2 * turns * half,
+        "confidence": effort.confidence,
+    }
 
 
 def _one_run(bench: Workbench, mechanism: Mechanism, effort: Effort) -> dict[str, Any]:
@@ -143,10 +139,7 @@ def membership(run: Path) -> dict[str, Any]:
     Raises:
         ResumeError: there is no finished run.
     """
-    directory = RunDirectory.open(run)
-    slots, residuals = read_slots(directory.adapter), read_residuals(directory.adapter)
-    bench = assemble(directory.experiment(), read_plan(directory.adapter))
-    bench.adapted.place(slots, residuals)
+    bench = finished_bench(run)
     held, clients = bench.held_out, bench.shares.num_clients
     each = max(1, min(_MEMBERS, len(held)) // clients)
     inside = np.concatenate([_losses(bench, bench.client_examples(k)[0], each) for k in range(clients)])

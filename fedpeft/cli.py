@@ -14,6 +14,7 @@ import typer
 
 from fedpeft import __version__, cli_files, cli_trainer, config, plugins
 from fedpeft.cli_deploy import deploy_app
+from fedpeft.cli_options import ExperimentFile, Overrides, output_changes
 from fedpeft.cli_privacy import privacy_app
 from fedpeft.config import Experiment
 from fedpeft.errors import FedpeftError, InputError
@@ -37,11 +38,7 @@ app = typer.Typer(
 
 app.add_typer(cli_files.app)
 
-ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment: one TOML file.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, for example train.batch_size=8.")
-]
 
 
 class Engine(StrEnum):
@@ -68,7 +65,7 @@ def simulate(
         raise InputError(f"--profile: has no effect with --engine {engine.value}; use the inline engine")
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other; give one of them")
-    changes = [*(overrides or []), *cli_files.output_changes(out, resume=resume, overwrite=overwrite)]
+    changes = [*(overrides or []), *output_changes(out, resume=resume, overwrite=overwrite)]
     experiment = config.load(file, changes)
     RunDirectory.check(experiment)
     again = ["fedpeft", "simulate", str(file), *(f"--set={change}" for change in overrides or [])]

@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from fedpeft.cli_options import ExperimentFile, Overrides, output_changes
 from fedpeft.errors import InputError
 
 __all__ = ["deploy_app"]
 
 deploy_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Federations on real nodes.")
 
-ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment: one TOML file.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")]
 Out = Annotated[Path | None, typer.Option(help="The run directory; runs/NAME when not given.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Superlink = Annotated[str, typer.Option(help="HOST:PORT of the SuperLink's own API.")]
@@ -118,7 +117,6 @@ def _operator(superlink: str, root_certificates: Path) -> Iterator[Any]:
 
 def _follow(operator: Any, file: Path, overrides: list[str] | None, out: Path | None, *, resume: bool) -> None:
     from fedpeft import config
-    from fedpeft.cli_files import output_changes
     from fedpeft.deploy.submit import submit
     from fedpeft.report.progress import watching
 

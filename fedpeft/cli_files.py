@@ -1,6 +1,5 @@
 """Commands on files: look into one; make an adapter small, large again, or one of several."""
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from fedpeft.errors import InputError
 
-__all__ = ["app", "output_changes"]
+__all__ = ["app"]
 
 app = typer.Typer()
 
@@ -113,11 +112,3 @@ def _numbers(text: str | None) -> list[float] | None:
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"--weights {text!r}: expected numbers with commas between") from error
-
-
-def output_changes(out: Path | None, *, resume: bool, overwrite: bool) -> list[str]:
-    """Return the overrides that say where results go; they are no part of the experiment's identity."""
-    changes = [f"output.directory={json.dumps(str(out.resolve()))}"] if out else []
-    if resume or overwrite:
-        changes.append(f'output.if_exists="{"resume" if resume else "overwrite"}"')
-    return changes

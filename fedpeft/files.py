@@ -2,9 +2,13 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["ROOT_VARIABLE", "commit_folder", "flush_folder", "rooted", "write_atomic"]
+from fedpeft.errors import InputError
+
+__all__ = ["ROOT_VARIABLE", "commit_folder", "flush_folder", "locked", "rooted", "write_atomic"]
 
 ROOT_VARIABLE = "FEDPEFT_ROOT"
 """Environment variable: the folder where an experiment's relative paths begin, if not the working directory."""
@@ -27,6 +31,23 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     finally:
         partial.unlink(missing_ok=True)
     flush_folder(path.parent)
+
+
+@contextmanager
+def locked(path: Path, *, refusal: str) -> Iterator[None]:
+    """Let one process at a time have this lock; the kernel gives it back however that process ends.
+
+    Raises:
+        InputError: another has it; with the refusal's words.
+    """
+    import fcntl
+
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(refusal) from error
+        yield
 
 
 def commit_folder(partial: Path, final: Path) -> None:

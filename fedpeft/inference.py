@@ -14,9 +14,9 @@ from fedpeft.models.plain import write_plain
 from fedpeft.report.export import read_meta, read_plan, read_residuals, read_slots
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.training.adapted import Adapted, adapt
-from fedpeft.training.workbench import assemble
+from fedpeft.training.workbench import Workbench, assemble
 
-__all__ = ["FinishedRun", "evaluate_run", "export_run", "open_run", "predict"]
+__all__ = ["FinishedRun", "evaluate_run", "export_run", "finished_bench", "open_run", "predict"]
 
 
 @final
@@ -47,10 +47,21 @@ def open_run(path: Path) -> FinishedRun:
 
 def evaluate_run(path: Path) -> dict[str, float]:
     """Return the adapter's metrics on the experiment's held-out data."""
+    bench = finished_bench(path)
+    return bench.adapted.task.metrics(bench.score(bench.held_out))
+
+
+def finished_bench(path: Path) -> Workbench:
+    """Return all parts of a finished run, its data among them, the adapter in place.
+
+    Raises:
+        ResumeError: there is no finished run.
+    """
     directory = RunDirectory.open(path)
     slots, residuals = read_slots(directory.adapter), read_residuals(directory.adapter)
     bench = assemble(directory.experiment(), read_plan(directory.adapter))
-    return bench.evaluate(slots, residuals)
+    bench.adapted.place(slots, residuals)
+    return bench
 
 
 def predict(run: FinishedRun, inputs: Sequence[Mapping[str, Any]]) -> list[str]:

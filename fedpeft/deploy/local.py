@@ -4,13 +4,9 @@ TLS, keys and the database are as in containers. What the processes leave behind
 each one's own Flower folder, and the operator's connection, by which ``fedpeft deploy run`` finds them.
 """
 
-import os
 import ssl
 import subprocess
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,15 +19,13 @@ from fedpeft.deploy.register import await_online, register
 from fedpeft.deploy.topology import CA, SUPERLINK, TRAINER, Command, Endpoint, Site, client_commands, server_commands
 from fedpeft.engines import operator, processes
 from fedpeft.engines.operator import Operator
-from fedpeft.engines.superlink import absolute_search_path, free_port
-from fedpeft.errors import InputError, RunError
-from fedpeft.files import ROOT_VARIABLE
+from fedpeft.engines.superlink import await_health, elsewhere, free_port, tail
+from fedpeft.errors import RunError
+from fedpeft.files import locked
 
 __all__ = ["Local", "home", "site", "up"]
 
 _START_SECONDS = 180.0
-_PAUSE_SECONDS = 0.3
-_LOG_CHARACTERS = 2000
 _MARK = "FEDPEFT_DEPLOYMENT"
 """Environment variable that only these processes have, by which all that they started are found."""
 
@@ -80,8 +74,8 @@ class Local:
         """
         for name, process in self.processes.items():
             if (code := process.poll()) is not None:
-                end = (self.logs / f"{name}.log").read_text(errors="replace")[-_LOG_CHARACTERS:]
-                raise RunError(f"{name} ended with exit code {code}; the end of {self.logs / name}.log:\n{end}")
+                log = self.logs / f"{name}.log"
+                raise RunError(f"{name} ended with exit code {code}; the end of {log}:\n{tail(log)}")
 
 
 @contextmanager
@@ -93,7 +87,9 @@ def up(deployment: Deployment, *, say: Callable[[str], None] = lambda _: None) -
         RunError: a process ended, or was not ready in time.
     """
     folder = deployment.folder.resolve() / "local"
-    with _alone(folder), processes.ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="fedpeft-") as sockets:
+    folder.mkdir(parents=True, exist_ok=True)
+    alone = locked(folder / "lock", refusal=f"{deployment.folder.resolve()}: is up already; end that one first")
+    with alone, processes.ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="fedpeft-") as sockets:
         where = site(deployment, Path(sockets))
         environment = operator.environment(
             home(deployment), where.runtime.address, certificates=deployment.secret(CA).resolve()
@@ -120,7 +116,9 @@ def _bring_up(
     """Start the server, admit the keys, then start the clients: a node whose key is not known ends itself."""
     server, count = server_commands(where), deployment.num_clients
     started[SUPERLINK] = _start(SUPERLINK, server.pop(SUPERLINK), local)
-    _await_health(where, deployment, local)
+    trust = ssl.create_default_context(cafile=str(deployment.secret(CA)))
+    health = f"https://{where.runtime.address}/health"
+    await_health(health, local.logs / f"{SUPERLINK}.log", local.require_running, trust=trust)
     say(f"superlink is up at {where.runtime.address}, for clients at {where.fleet.address}")
     register(local.operator, [deployment.secret(f"node-{client}.pub") for client in range(1, count + 1)])
     clients = [client_commands(where, client, count) for client in range(1, count + 1)]
@@ -135,51 +133,6 @@ def _bring_up(
 def _start(name: str, command: Command, local: Local) -> "subprocess.Popen[bytes]":
     local.logs.mkdir(parents=True, exist_ok=True)
     folder = local.operator.folder
-    environment = {
-        **os.environ,
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-        "FLWR_HOME": str(folder / name),
-        "PATH": local.operator.environment["PATH"],
-        "PYTHONPATH": os.pathsep.join(absolute_search_path()),
-        ROOT_VARIABLE: os.path.abspath(os.environ.get(ROOT_VARIABLE, "")),
-        _MARK: str(folder),
-    }
-    with (local.logs / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(
-            [operator.script(command[0]), *command[1:]],
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def _await_health(where: Site, deployment: Deployment, local: Local) -> None:
-    trusted = ssl.create_default_context(cafile=str(deployment.secret(CA)))
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        local.require_running()
-        try:
-            with urllib.request.urlopen(f"https://{where.runtime.address}/health", timeout=2, context=trusted):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(_PAUSE_SECONDS)
-    raise RunError(f"the SuperLink is not up after {_START_SECONDS:.0f} s; see {local.logs / SUPERLINK}.log")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one ``up`` at a time have the folder; the kernel gives the lock back however it ends."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{folder.parent}: is up already; end that one first") from error
-        yield
+    environment = {**elsewhere(operator.inherited(folder / name)), _MARK: str(folder)}
+    program = [operator.script(command[0]), *command[1:]]
+    return processes.start(program, environment=environment, folder=folder, log=local.logs / f"{name}.log")

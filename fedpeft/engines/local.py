@@ -1,22 +1,21 @@
 """Flower's Grid without a network, and the client app of a process that holds all parts."""
 
 import itertools
-import time
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import DEFAULT_TTL, Context, Message, Metadata, RecordDict, UserConfig
+from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedpeft.client import Node, client_app
 from fedpeft.errors import WireError
 from fedpeft.training.workbench import Workbench
+from fedpeft.wire.record import server_message
 
 __all__ = ["LocalGrid", "local_client_app", "node_context"]
 
-_SERVER_NODE = 0
 _RUN = 1
 
 
@@ -46,19 +45,15 @@ class LocalGrid(Grid):
         ttl: float | None = None,
     ) -> Message:
         """Make a message with an id of its own."""
-        metadata = Metadata(
-            run_id=_RUN,
-            message_id=f"inline-{next(self._ids)}",
-            src_node_id=_SERVER_NODE,
-            dst_node_id=dst_node_id,
-            reply_to_message_id="",
-            group_id=group_id,
-            created_at=time.time(),
-            ttl=ttl or DEFAULT_TTL,
+        return server_message(
+            content,
             message_type=message_type,
+            run=_RUN,
+            node=dst_node_id,
+            message_id=f"inline-{next(self._ids)}",
+            group=group_id,
+            ttl=ttl,
         )
-        message: Message = Message(content, metadata=metadata)  # type: ignore[call-overload]
-        return message
 
     def get_node_ids(self) -> Iterable[int]:
         """Return one node a client."""

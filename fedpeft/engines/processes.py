@@ -10,13 +10,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-__all__ = ["end", "end_all", "ended_by_sigterm", "started_under"]
+__all__ = ["end", "end_all", "ended_by_sigterm", "start", "started_under"]
 
 _PROC = Path("/proc")
 _POLITE_SECONDS = 5.0
@@ -35,6 +35,22 @@ def started_under(name: str, value: str) -> set[_Identity]:
     while more := {pid for pid, (parent, _) in alive.items() if parent in found and pid not in found}:
         found |= more
     return {(pid, alive[pid][1]) for pid in found}
+
+
+def start(
+    command: Sequence[str], *, environment: Mapping[str, str], folder: Path, log: Path
+) -> "subprocess.Popen[bytes]":
+    """Start a process in a session of its own, which says what it has to say in a log."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def end(process: "subprocess.Popen[bytes]", *, name: str, value: str) -> None:

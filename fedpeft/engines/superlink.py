@@ -5,11 +5,11 @@ The one that ``flwr run`` starts by itself installs the app's dependencies anew 
 
 import os
 import socket
-import subprocess
+import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from fedpeft.engines.operator import Operator
 from fedpeft.errors import RunError
 from fedpeft.files import ROOT_VARIABLE
 
-__all__ = ["absolute_search_path", "free_port", "started"]
+__all__ = ["await_health", "elsewhere", "free_port", "started", "tail"]
 
 _START_SECONDS = 180.0
 _LOG_CHARACTERS = 2000
@@ -42,62 +42,72 @@ def started(folder: Path, *, modules: Path) -> Iterator[Operator]:
         *("--insecure", "--simulation", "--disable-runtime-dependency-installation"),
         *("--host", "127.0.0.1", "--port", str(port)),
     ]
-    with log.open("wb") as file, processes.ended_by_sigterm():
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    with processes.ended_by_sigterm():
+        process = processes.start(command, environment=environment, folder=folder, log=log)
 
         def require_running() -> None:
             if (code := process.poll()) is not None:
-                raise RunError(f"the SuperLink ended with exit code {code}; the end of its log:\n{_tail(log)}")
+                raise RunError(f"the SuperLink ended with exit code {code}; the end of its log:\n{tail(log)}")
 
         made = Operator(environment=environment, folder=folder, require_running=require_running)
         try:
-            _await_health(made, log, port)
+            await_health(f"http://127.0.0.1:{port}/health", log, require_running)
             yield made
         finally:
             processes.end(process, name="FLWR_HOME", value=environment["FLWR_HOME"])
 
 
 def _environment(folder: Path, modules: Path, port: int) -> dict[str, str]:
-    """Return what all processes of the simulation see; they run in the folder, so relative paths are made absolute."""
+    """Return what all processes of the simulation see."""
     ray = folder / "ray"
     return {
-        **operator.environment(folder / "flwr", f"127.0.0.1:{port}", certificates=None),
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        **elsewhere(operator.environment(folder / "flwr", f"127.0.0.1:{port}", certificates=None), modules),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         **({"RAY_TMPDIR": str(ray)} if len(str(ray)) <= _LONGEST_RAY_FOLDER else {}),
-        ROOT_VARIABLE: os.path.abspath(os.environ.get(ROOT_VARIABLE, "")),
-        "PYTHONPATH": os.pathsep.join([str(modules), *absolute_search_path()]),
     }
 
 
-def absolute_search_path() -> list[str]:
+def elsewhere(environment: Mapping[str, str], *modules: Path) -> dict[str, str]:
+    """Return the environment of Flower's processes that run in another folder: relative paths are made absolute.
+
+    Where ``modules`` lie is searched first.
+    """
+    return {
+        **environment,
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        ROOT_VARIABLE: os.path.abspath(os.environ.get(ROOT_VARIABLE, "")),
+        "PYTHONPATH": os.pathsep.join([*map(str, modules), *_search_path()]),
+    }
+
+
+def _search_path() -> list[str]:
     """Return the caller's search path in absolute words."""
     given = os.environ.get("PYTHONPATH", "")
     return [os.path.abspath(entry) for entry in given.split(os.pathsep)] if given else []
 
 
-def _await_health(made: Operator, log: Path, port: int) -> None:
+def await_health(
+    url: str, log: Path, require_running: Callable[[], None], *, trust: ssl.SSLContext | None = None
+) -> None:
+    """Wait until a SuperLink answers.
+
+    Raises:
+        RunError: it does not, in time, or it ended.
+    """
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
-        made.require_running()
+        require_running()
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+            with urllib.request.urlopen(url, timeout=2, context=trust):  # noqa: S310 - http or https, of our own
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise RunError(f"the SuperLink is not up after {_START_SECONDS:.0f} s; its log ends:\n{_tail(log)}")
+    raise RunError(f"the SuperLink is not up after {_START_SECONDS:.0f} s; its log ends:\n{tail(log)}")
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
+    """Return the end of a log."""
     return log.read_text(errors="replace")[-_LOG_CHARACTERS:]
 
 

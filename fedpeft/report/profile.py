@@ -5,14 +5,14 @@ Python between the phases.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
 
 from fedpeft.config import Experiment
 from fedpeft.report.record import RoundRecord
 from fedpeft.report.text import as_seconds
-from fedpeft.report.watch import Share, Watcher
+from fedpeft.report.watch import Watcher
 from fedpeft.timing import Clock, running
 
 __all__ = ["ProfileWatcher", "profiled"]
@@ -31,23 +31,9 @@ class ProfileWatcher(Watcher):
         self._capacity = 0.0
         self._elements = 0
 
-    def started(
-        self,
-        experiment: Experiment,
-        *,
-        num_clients: int,
-        num_parameters: int,
-        partition_summary: Sequence[Share],
-        first_round: int = 1,
-    ) -> None:
+    def started(self, experiment: Experiment, **figures: Any) -> None:
         """Hand on."""
-        self._inner.started(
-            experiment,
-            num_clients=num_clients,
-            num_parameters=num_parameters,
-            partition_summary=partition_summary,
-            first_round=first_round,
-        )
+        self._inner.started(experiment, **figures)
 
     def client_finished(self, round_number: int, client: int, *, ok: bool, bytes_up: int) -> None:
         """Hand on."""

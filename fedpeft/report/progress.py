@@ -15,7 +15,7 @@ from fedpeft.report.record import RoundRecord
 from fedpeft.report.text import as_bytes, as_number, one_line
 from fedpeft.report.watch import Share, Watcher
 
-__all__ = ["PlainWatcher", "TerminalWatcher", "plain_watcher", "watcher_for"]
+__all__ = ["PlainWatcher", "TerminalWatcher", "plain_watcher", "watcher_for", "watching"]
 
 
 def watcher_for(console: Console) -> Watcher:

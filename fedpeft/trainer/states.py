@@ -3,7 +3,6 @@
 A run is Flower's. Joining replaces all that a client kept in it by one rename; a memory is one file, whole or absent.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,8 +15,8 @@ from typing import final
 
 from flwr.app import ConfigRecord, RecordDict
 
-from fedpeft.errors import InputError, ResumeError
-from fedpeft.files import commit_folder, flush_folder
+from fedpeft.errors import ResumeError
+from fedpeft.files import commit_folder, flush_folder, locked
 from fedpeft.rounds.memory_folder import MemoryFolder
 
 __all__ = ["KEEP_RUNS", "States", "opened"]
@@ -111,9 +110,5 @@ def opened(path: Path) -> Iterator[States]:
         InputError: another trainer has it.
     """
     (path / "runs").mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (path / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{path}: another trainer keeps its state there; give each its own --state") from error
+    with locked(path / "lock", refusal=f"{path}: another trainer keeps its state there; give each its own --state"):
         yield States(path)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import final
 
-from flwr.app import DEFAULT_TTL, Context, Message, Metadata, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 from fedpeft.trainer.message import Question
 from fedpeft.trainer.states import States
-from fedpeft.wire.record import record_of
+from fedpeft.wire.record import record_of, server_message
 
 __all__ = ["AbandonedError", "Answering", "Call", "Worker"]
 
@@ -124,7 +124,10 @@ class Worker:
             state=record,
             run_config=question.run_config,
         )
-        message = _message(question)
+        # What it says of time and place concerns the node alone.
+        message = server_message(
+            record_of(question.content), message_type=question.message_type, run=run, node=question.node
+        )
         if not joins:
             with self._states.lent(run, client, record):
                 reply = self._answering(question, message, context, call)
@@ -141,20 +144,3 @@ class Worker:
         """Drop replies that were made from what the client kept before it joined again."""
         for key in [key for key, known in self._replies.items() if known[:2] == (run, client)]:
             del self._replies[key]
-
-
-def _message(question: Question) -> Message:
-    """Return the Flower message that was asked; what it says of time and place concerns the node alone."""
-    metadata = Metadata(
-        run_id=question.run,
-        message_id="",
-        src_node_id=0,
-        dst_node_id=question.node,
-        reply_to_message_id="",
-        group_id="",
-        created_at=time.time(),
-        ttl=DEFAULT_TTL,
-        message_type=question.message_type,
-    )
-    message: Message = Message(record_of(question.content), metadata=metadata)  # type: ignore[call-overload]
-    return message

@@ -3,18 +3,20 @@
 What passes messages on needs no more than this, so neither torch nor a model library is imported.
 """
 
+import time
 from typing import NamedTuple
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import DEFAULT_TTL, Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 
 from fedpeft.errors import WireError
 
-__all__ = ["GAVE_UP", "Content", "content_of", "record_of"]
+__all__ = ["GAVE_UP", "Content", "content_of", "record_of", "server_message"]
 
 GAVE_UP = 1000
 """Flower error code of a client that names its reason."""
 _HEADER, _BODY, _CHECKSUM = "fedpeft.header", "fedpeft.body", "checksum"
 _STYPE = "fedpeft.v1"
+_SERVER_NODE = 0
 
 
 class Content(NamedTuple):
@@ -47,6 +49,32 @@ def content_of(record: RecordDict) -> Content:
     if not isinstance(arrays, ArrayRecord) or set(arrays) != {_BODY}:
         raise WireError(f"record {_BODY!r}: expected an ArrayRecord of {_BODY!r} alone")
     return Content(_bytes(config, _HEADER), _bytes(config, _CHECKSUM), _body(arrays[_BODY]))
+
+
+def server_message(
+    record: RecordDict,
+    *,
+    message_type: str,
+    run: int,
+    node: int,
+    message_id: str = "",
+    group: str = "",
+    ttl: float | None = None,
+) -> Message:
+    """Return the Flower message in which the server sends a record to a node, where no Flower runtime makes it."""
+    metadata = Metadata(
+        run_id=run,
+        message_id=message_id,
+        src_node_id=_SERVER_NODE,
+        dst_node_id=node,
+        reply_to_message_id="",
+        group_id=group,
+        created_at=time.time(),
+        ttl=ttl or DEFAULT_TTL,
+        message_type=message_type,
+    )
+    message: Message = Message(record, metadata=metadata)  # type: ignore[call-overload]
+    return message
 
 
 def _bytes(config: ConfigRecord, name: str) -> bytes:
