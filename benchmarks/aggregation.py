@@ -110,11 +110,11 @@ _MINILM: dict[str, Any] = {
     "partition": {"name": "dirichlet", "alpha": 0.5, "num_clients": 10},
     "lora": {"name": "lora", "rank": 8, "alpha": 16, "target_modules": _UPPER},
     "precision": "bfloat16",
-    "num_rounds": 10,
-    "local_steps": 2,
-    "batch_size": 8,
+    "num_rounds": 20,
+    "local_steps": 4,
+    "batch_size": 4,
     "optimizer": "adamw",
-    "rates": (1e-3, 3e-3, 1e-2),
+    "rates": (3e-3, 1e-2),
     "max_train": 3000,
     "max_test": 400,
 }
@@ -271,7 +271,8 @@ def _sweep(workers: int) -> list[dict[str, Any]]:
 
 def _run(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
     keyed = {f"{job.part} {job.strategy} {job.seed} {job.rate:g} {experiment(job, Path()).hash}": job for job in jobs}
-    return run_jobs(work, keyed, workers=workers, log=SCRATCH / "runs.jsonl")
+    results = run_jobs(work, keyed, workers=workers, log=SCRATCH / "runs.jsonl")
+    return [{**result, **vars(job)} for result, job in zip(results, jobs, strict=True)]  # one run may be of two tables
 
 
 if __name__ == "__main__":
