@@ -35,6 +35,7 @@ def flower_server_app(folder: Path) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        from fedpeft.engines.patient import PatientGrid
         from fedpeft.engines.start import ready
         from fedpeft.report.progress import plain_watcher
         from fedpeft.server import serve
@@ -42,7 +43,7 @@ def flower_server_app(folder: Path) -> ServerApp:
         experiment = _experiment(folder, context)
         bench, run, resume = ready(experiment)
         _LOG.info("run directory: %s", run.path.resolve())
-        serve(grid, bench, run, resume=resume, watcher=plain_watcher())
+        serve(PatientGrid(grid), bench, run, resume=resume, watcher=plain_watcher())
 
     return app
 
