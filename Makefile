@@ -9,7 +9,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test fuzz check bench lint types compose clean
+.PHONY: demo test faults fuzz check bench lint types compose clean
 
 demo: $(WITH_DEMO)
 	$(BIN)/fedpeft simulate simulations/quickstart.toml --out runs/quickstart --overwrite
@@ -20,6 +20,10 @@ test: $(INSTALLED)
 # Nightly: a million damaged bodies of all codecs; the suite has ten thousand.
 fuzz: $(INSTALLED)
 	FEDPEFT_MUTANTS=1000000 $(BIN)/python -m pytest -q tests/conformance/test_codecs.py -k "damaged or hostile"
+
+# A real deployment of processes, whose parts are killed: half an hour; the table is in docs/results.md.
+faults: $(INSTALLED)
+	$(BIN)/python -m benchmarks.faults
 
 check: lint types test
 

@@ -19,6 +19,7 @@ from fedpeft.errors import RunError
 from fedpeft.files import locked
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.report.watch import Watcher
+from fedpeft.rounds import fence
 
 __all__ = ["Patience", "serve"]
 
@@ -40,6 +41,11 @@ class Patience:
     def pause(self, failures: int) -> float:
         """Return the seconds to wait after so many failures in a row."""
         return float(min(self.first_seconds * 2 ** min(failures - 1, 60), self.longest_seconds))
+
+
+@final
+class _DiedError(RunError):
+    """The server half was killed; it need not be waited for."""
 
 
 @final
@@ -70,11 +76,18 @@ class _Supervisor:
 
     def _attempt(self, experiment: Experiment) -> RunDirectory:
         run, number, done = submitted(self.operator, experiment, watcher=self.watcher)
+        token = fence.current(run.path)
+
+        def require_alive() -> None:
+            if fence.has_died(run.path, token):
+                raise _DiedError(f"the server half of run {number} is gone; Flower has not noticed yet")
+
+        operator = dataclasses.replace(self.operator, require_running=require_alive)
         while True:
             try:
-                follow(self.operator, number, run, self.watcher, done)
+                follow(operator, number, run, self.watcher, done)
             except RunError as error:
-                if self._over(number):
+                if isinstance(error, _DiedError) or self._over(number):
                     self._stop(number)
                     if not run.summary():
                         raise

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from fedpeft.errors import ResumeError, RunError
+from fedpeft.errors import InputError, ResumeError, RunError
 from fedpeft.files import locked, write_atomic
 
-__all__ = ["FILE_NAME", "Fence", "claim", "current", "issue"]
+__all__ = ["ALIVE_NAME", "FILE_NAME", "Fence", "claim", "current", "has_died", "issue", "serving"]
 
-FILE_NAME = "fence.json"
+FILE_NAME, ALIVE_NAME = "fence.json", "server.lock"
 _PATIENCE_SECONDS = 30.0
 """For another's commit to end; one takes far less, unless its process was stopped in the middle."""
 
@@ -89,6 +89,35 @@ def current(folder: Path) -> int:
             f"{path}: damaged ({error}): which server may commit is not known; see that none runs, then delete it"
         ) from error
     return int(token)
+
+
+@contextmanager
+def serving(fence: Fence) -> Iterator[None]:
+    """Let others on this machine see that a server works with its token, and that it has died if it does.
+
+    Raises:
+        InputError: another server still works here.
+    """
+    path = fence.folder / ALIVE_NAME
+    refusal = f"{fence.folder}: another server still works on this run; end its process"
+    with locked(path, refusal=refusal, patience=_PATIENCE_SECONDS):
+        path.write_text(str(fence.token), encoding="utf-8")
+        try:
+            yield
+        finally:
+            path.write_text("", encoding="utf-8")  # it ends in order: whoever asks is told in another way
+
+
+def has_died(folder: Path, token: int) -> bool:
+    """Tell whether the server with this token began and is gone without a word, as after kill -9."""
+    path = folder / ALIVE_NAME
+    if not path.exists():
+        return False
+    try:
+        with locked(path, refusal=f"{path}: a server is alive"):
+            return path.read_text(encoding="utf-8") == str(token)
+    except InputError:
+        return False
 
 
 @contextmanager

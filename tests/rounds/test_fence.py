@@ -1,6 +1,8 @@
 """Only the server with the newest token commits: an old one that wakes up writes nothing."""
 
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,21 @@ def test_a_server_that_starts_too_late_forgets_nothing_of_the_record(tmp_path: P
     with pytest.raises(RunError, match="token 7 and the newest is 1"):
         serve(InlineGrid(local_client_app(bench), num_clients=3), bench, run, resume=True)
     assert (tmp_path / "run" / "rounds.jsonl").read_bytes() == before
+
+
+def serve_until_killed(folder: str) -> None:
+    with fence.serving(fence.claim(Path(folder))):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_server_that_was_killed_is_told_from_one_that_works_and_one_that_ended(tmp_path: Path) -> None:
+    assert not fence.has_died(tmp_path, 1), "none has begun"
+    with fence.serving(fence.claim(tmp_path)):
+        assert not fence.has_died(tmp_path, 1)
+    assert not fence.has_died(tmp_path, 1), "it ended in order"
+
+    victim = multiprocessing.get_context("fork").Process(target=serve_until_killed, args=(str(tmp_path),))
+    victim.start()
+    victim.join()
+    assert fence.has_died(tmp_path, 2)
+    assert not fence.has_died(tmp_path, 3), "the next one has not begun yet"
