@@ -47,7 +47,7 @@ SERVER_POINTS = {
     "after the commit": ("fedpeft.rounds.checkpoint", "save", 3, True),
 }
 """Point of round 2 -> where, what is called, at which call of it, and whether after it."""
-_PRELUDE = '''
+_PRELUDE = """
 import importlib, os, pathlib, signal, time
 _marker = pathlib.Path({marker!r})
 
@@ -57,8 +57,8 @@ def _once():
         return True
     except FileExistsError:
         return False
-'''
-_SERVER = '''
+"""
+_SERVER = """
 def _arm(place, name, nth, after):
     module, _, inside = place.partition(":")
     owner = importlib.import_module(module)
@@ -78,8 +78,8 @@ def _arm(place, name, nth, after):
 
 if not _marker.exists():
     _arm(*{point!r})
-'''
-_CLIENT = '''
+"""
+_CLIENT = """
 from fedpeft.engines import apps as _apps
 _forward = _apps.forward
 
@@ -89,7 +89,7 @@ def _faulty(trainer, message, context, **options):
     return _forward(trainer, message, context, **options)
 
 _apps.forward = _faulty
-'''
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,8 @@ class Strike(Watcher):
 @contextmanager
 def keeper(local: Local, away: dict[str, float]) -> Iterator[None]:
     """Start again whatever ends, as a restart policy does; what is in ``away`` not before that moment."""
-    over, running: tuple[threading.Event, Any] = threading.Event(), local.processes
+    over = threading.Event()
+    running: Any = local.processes
 
     def keep() -> None:
         while not over.wait(0.5):
@@ -189,7 +190,9 @@ def killed(local: Local, name: str, seconds: float, away: dict[str, float]) -> N
     os.kill(process.pid, signal.SIGKILL)
 
 
-def struck(folder: Path, local: Local, away: dict[str, float], name: str, rounds: int, reference: str) -> dict[str, Any]:
+def struck(
+    folder: Path, local: Local, away: dict[str, float], name: str, rounds: int, reference: str
+) -> dict[str, Any]:
     """Run the job with one fault and say what came of it."""
     fault, out, marker = FAULTS[name], folder / "run", folder / "struck"
     folder.mkdir(parents=True)
@@ -242,11 +245,12 @@ def section(found: list[dict[str, Any]], calm: float, rounds: int) -> str:
         )
         for row in found
     ]
-    head = ("fault", "same bits", "starts", "longest round, s", f"at most {DEADLINE_SECONDS + SLACK_SECONDS:.0f} s", "all, s")
+    bound = f"at most {DEADLINE_SECONDS + SLACK_SECONDS:.0f} s"
+    head = ("fault", "same bits", "starts", "longest round, s", bound, "all, s")
     return f"""## What survives what
 
-A deployment of processes with TLS, keys and trainers, two clients, {rounds} rounds of LoRA-FAIR with ComPEFT, supervised by
-`fedpeft serve`; each fault is a kill -9 or a client that does not answer, once, in round 2. Same bits: the final
+A deployment of processes with TLS, keys and trainers, two clients, {rounds} rounds of LoRA-FAIR with ComPEFT, supervised
+by `fedpeft serve`; each fault is a kill -9 or a client that does not answer, once, in round 2. Same bits: the final
 adapter is that of an undisturbed simulation. A round has a deadline of {DEADLINE_SECONDS:.0f} s; undisturbed, all takes
 {calm:.0f} s. With a lost reply the attempt is abandoned at the deadline and done again, but for the two
 last rows, where `min_clients = 1` lets the round go on without. Made by `python -m benchmarks.faults` (`make faults`).
@@ -265,14 +269,16 @@ def main() -> None:
     FAULTS["none"] = Fault()
     with tempfile.TemporaryDirectory(prefix="fedpeft-faults-") as scratch:
         folder, away, found = Path(scratch), dict[str, float](), list[dict[str, Any]]()
-        reference = inline.simulate(settings(folder / "reference", min_clients=2, rounds=chosen.rounds))["adapter_digest"]
+        whole = inline.simulate(settings(folder / "reference", min_clients=2, rounds=chosen.rounds))
+        reference = str(whole["adapter_digest"])
         with up(init(folder / "f", num_clients=2, host="localhost")) as local, keeper(local, away):
             for number, name in enumerate(["none", *names]):
                 found.append(struck(folder / str(number), local, away, name, chosen.rounds, reference))
                 print(json.dumps(found[-1]), flush=True)
     calm, rest = found[0]["wall_seconds"], found[1:]
     if chosen.only is None:
-        print(write_results("faults", {"undisturbed_seconds": calm, "deadline_seconds": DEADLINE_SECONDS, "faults": rest}))
+        told = {"undisturbed_seconds": calm, "deadline_seconds": DEADLINE_SECONDS, "faults": rest}
+        print(write_results("faults", told))
         write_section("faults", section(rest, calm, chosen.rounds))
     print(section(rest, calm, chosen.rounds))
     missed = [row["fault"] for row in rest if row["fault"] != "none" and not row["struck"]]

@@ -22,7 +22,7 @@ from fedpeft.report.watch import Watcher
 from fedpeft.rounds import checkpoint as checkpoints
 from fedpeft.rounds.checkpoint import Checkpoint
 from fedpeft.rounds.exchange import Exchange
-from fedpeft.rounds.fence import Fence, claim, serving
+from fedpeft.rounds.fence import Fence, claim
 from fedpeft.rounds.guard import Guard, guard
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.rounds.resume import checkpoint_of, resumed
@@ -76,21 +76,6 @@ def serve(
     """
     watcher = watcher or Watcher()
     fence = claim(run.path, bench.experiment.output.fence)
-    with serving(fence):
-        return _serve(grid, bench, run, fence, watcher, resume=resume, memories=memories, workers=workers)
-
-
-def _serve(
-    grid: Grid,
-    bench: Workbench,
-    run: RunDirectory,
-    fence: Fence,
-    watcher: Watcher,
-    *,
-    resume: bool,
-    memories: MemoryFolder | None,
-    workers: int,
-) -> dict[str, Any]:
     shares = bench.shares.summary(bench.splits.label_names)
     run.write_partition(shares)
     begun = resumed(run, bench, memories) if resume else None

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from fedpeft.errors import InputError, ResumeError, RunError
+from fedpeft.errors import ResumeError, RunError
 from fedpeft.files import locked, write_atomic
 
-__all__ = ["ALIVE_NAME", "FILE_NAME", "Fence", "claim", "current", "has_died", "issue", "serving"]
+__all__ = ["FILE_NAME", "Fence", "claim", "current", "has_died", "issue", "serving"]
 
-FILE_NAME, ALIVE_NAME = "fence.json", "server.lock"
+FILE_NAME, _ALIVE = "fence.json", "server-{}.lock"
 _PATIENCE_SECONDS = 30.0
 """For another's commit to end; one takes far less, unless its process was stopped in the middle."""
 
@@ -92,32 +92,38 @@ def current(folder: Path) -> int:
 
 
 @contextmanager
-def serving(fence: Fence) -> Iterator[None]:
-    """Let others on this machine see that a server works with its token, and that it has died if it does.
+def serving(folder: Path, token: int) -> Iterator[None]:
+    """Let others on this machine see that the server with this token works, and that it has died if it does.
 
-    Raises:
-        InputError: another server still works here.
+    An older server, dead or stopped, is in nobody's way: each token has a file of its own.
     """
-    path = fence.folder / ALIVE_NAME
-    refusal = f"{fence.folder}: another server still works on this run; end its process"
-    with locked(path, refusal=refusal, patience=_PATIENCE_SECONDS):
-        path.write_text(str(fence.token), encoding="utf-8")
+    begun = _alive(folder, token)
+    for old in folder.glob(_ALIVE.format("*")):
+        old.unlink(missing_ok=True)
+    starting = begun.with_name(f".{begun.name}.partial")
+    with locked(starting, refusal=f"{folder}: two servers have token {token}; end one"):
+        starting.rename(begun)  # locked before it has the name by which it is found
         try:
             yield
         finally:
-            path.write_text("", encoding="utf-8")  # it ends in order: whoever asks is told in another way
+            begun.unlink(missing_ok=True)  # it ends in order, and so is told in another way
 
 
 def has_died(folder: Path, token: int) -> bool:
     """Tell whether the server with this token began and is gone without a word, as after kill -9."""
-    path = folder / ALIVE_NAME
-    if not path.exists():
-        return False
+    import fcntl
+
+    path = _alive(folder, token)
     try:
-        with locked(path, refusal=f"{path}: a server is alive"):
-            return path.read_text(encoding="utf-8") == str(token)
-    except InputError:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return path.exists()
+    except (FileNotFoundError, BlockingIOError):
         return False
+
+
+def _alive(folder: Path, token: int) -> Path:
+    return folder / _ALIVE.format(token)
 
 
 @contextmanager

@@ -31,7 +31,6 @@ class Superlink:
         self.tokens: list[int] = []
         self.pauses: list[float] = []
         self.died = False
-        self.require_running = lambda: None
 
     def submitted(self, _: Operator, experiment: Experiment, *, watcher: Watcher) -> tuple[RunDirectory, int, int]:
         run, _, done = begin(experiment, watcher)
@@ -75,7 +74,9 @@ class Dying(Watcher):
 def run(superlink: Superlink, experiment: Experiment, monkeypatch: pytest.MonkeyPatch, **options: Any) -> RunDirectory:
     monkeypatch.setattr(module, "submitted", superlink.submitted)
     monkeypatch.setattr(module, "follow", superlink.follow)
-    operator: Any = superlink
+    monkeypatch.setattr(Operator, "status", lambda _, number: superlink.status(number))
+    monkeypatch.setattr(Operator, "ask", lambda _, *arguments: superlink.ask(*arguments))
+    operator = Operator(environment={}, folder=Path())
     return serve(operator, experiment, watcher=Watcher(), sleep=superlink.pauses.append, **options)
 
 

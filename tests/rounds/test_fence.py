@@ -114,13 +114,13 @@ def test_a_server_that_starts_too_late_forgets_nothing_of_the_record(tmp_path: P
 
 
 def serve_until_killed(folder: str) -> None:
-    with fence.serving(fence.claim(Path(folder))):
+    with fence.serving(Path(folder), fence.issue(Path(folder))):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_server_that_was_killed_is_told_from_one_that_works_and_one_that_ended(tmp_path: Path) -> None:
     assert not fence.has_died(tmp_path, 1), "none has begun"
-    with fence.serving(fence.claim(tmp_path)):
+    with fence.serving(tmp_path, fence.issue(tmp_path)):
         assert not fence.has_died(tmp_path, 1)
     assert not fence.has_died(tmp_path, 1), "it ended in order"
 
@@ -129,3 +129,6 @@ def test_a_server_that_was_killed_is_told_from_one_that_works_and_one_that_ended
     victim.join()
     assert fence.has_died(tmp_path, 2)
     assert not fence.has_died(tmp_path, 3), "the next one has not begun yet"
+    with fence.serving(tmp_path, 3):
+        assert not fence.has_died(tmp_path, 3)
+        assert not fence.has_died(tmp_path, 2), "its file is gone"
