@@ -9,7 +9,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test faults fuzz check bench lint types compose clean
+.PHONY: demo test compat faults fuzz check bench lint types compose clean
 
 demo: $(WITH_DEMO)
 	$(BIN)/fedpeft simulate simulations/quickstart.toml --out runs/quickstart --overwrite
@@ -24,6 +24,14 @@ fuzz: $(INSTALLED)
 # A real deployment of processes, whose parts are killed: half an hour; the table is in docs/results.md.
 faults: $(INSTALLED)
 	$(BIN)/python -m benchmarks.faults
+
+# The end-to-end test of a deployment with the newest flwr, in an environment of its own; the pin stays.
+compat: $(INSTALLED)
+	rm -rf $(VENV)-compat
+	$(PYTHON) -m venv $(VENV)-compat
+	$(VENV)-compat/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(VENV)-compat/bin/pip install --quiet --disable-pip-version-check --upgrade "flwr[simulation]"
+	$(VENV)-compat/bin/python -m pytest tests/e2e/test_deploy.py
 
 check: lint types test
 

@@ -250,8 +250,8 @@ def section(found: list[dict[str, Any]], calm: float, rounds: int) -> str:
     return f"""## What survives what
 
 A deployment of processes with TLS, keys and trainers, two clients, {rounds} rounds of LoRA-FAIR with ComPEFT, kept
-alive by `fedpeft serve`; each fault is a kill -9 or a client that does not answer, once, in round 2. Same bits: the final
-adapter is that of an undisturbed simulation. A round has a deadline of {DEADLINE_SECONDS:.0f} s; undisturbed, all takes
+alive by `fedpeft serve`; each fault is a kill -9 or a client that does not answer, once, in round 2. Same bits: the
+final adapter is that of an undisturbed simulation. A round has a deadline of {DEADLINE_SECONDS:.0f} s; undisturbed, all takes
 {calm:.0f} s. With a lost reply the attempt is abandoned at the deadline and done again, but for the two
 last rows, where `min_clients = 1` lets the round go on without. Made by `python -m benchmarks.faults` (`make faults`).
 
