@@ -50,7 +50,7 @@ compose: $(INSTALLED)
 	$(BIN)/python -c "from fedpeft.deploy.compose import repository_file; print(repository_file(), end='')" > docker-compose.yml
 
 clean:
-	rm -rf $(VENV) build dist fedpeft.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-compat build dist fedpeft.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "making $(VENV): some minutes the first time"

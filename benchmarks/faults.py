@@ -7,6 +7,7 @@ was killed is started again as a container's restart policy would. A fault strik
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -251,8 +252,8 @@ def section(found: list[dict[str, Any]], calm: float, rounds: int) -> str:
 
 A deployment of processes with TLS, keys and trainers, two clients, {rounds} rounds of LoRA-FAIR with ComPEFT, kept
 alive by `fedpeft serve`; each fault is a kill -9 or a client that does not answer, once, in round 2. Same bits: the
-final adapter is that of an undisturbed simulation. A round has a deadline of {DEADLINE_SECONDS:.0f} s; undisturbed, all takes
-{calm:.0f} s. With a lost reply the attempt is abandoned at the deadline and done again, but for the two
+final adapter is that of an undisturbed simulation. A round has a deadline of {DEADLINE_SECONDS:.0f} s; undisturbed,
+all takes {calm:.0f} s. With a lost reply the attempt is abandoned at the deadline and done again, but for the two
 last rows, where `min_clients = 1` lets the round go on without. Made by `python -m benchmarks.faults` (`make faults`).
 
 {table(head, rows)}
@@ -263,9 +264,9 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", help="Faults whose name begins so; nothing is written then.")
+    parser.add_argument("--only", help="Faults whose name matches this; nothing is written then.")
     chosen = parser.parse_args()
-    names = [name for name in FAULTS if name.startswith(chosen.only or "")]
+    names = [name for name in FAULTS if re.match(chosen.only or "", name)]
     FAULTS["none"] = Fault()
     with tempfile.TemporaryDirectory(prefix="fedpeft-faults-") as scratch:
         folder, away, found = Path(scratch), dict[str, float](), list[dict[str, Any]]()
