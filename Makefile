@@ -9,7 +9,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test fuzz check bench lint types compose clean
+.PHONY: demo test compat faults fuzz check bench lint types compose clean
 
 demo: $(WITH_DEMO)
 	$(BIN)/fedpeft simulate simulations/quickstart.toml --out runs/quickstart --overwrite
@@ -20,6 +20,18 @@ test: $(INSTALLED)
 # Nightly: a million damaged bodies of all codecs; the suite has ten thousand.
 fuzz: $(INSTALLED)
 	FEDPEFT_MUTANTS=1000000 $(BIN)/python -m pytest -q tests/conformance/test_codecs.py -k "damaged or hostile"
+
+# A real deployment of processes, whose parts are killed: half an hour; the table is in docs/results.md.
+faults: $(INSTALLED)
+	$(BIN)/python -m benchmarks.faults
+
+# The end-to-end test of a deployment with the newest flwr, in an environment of its own; the pin stays.
+compat: $(INSTALLED)
+	rm -rf $(VENV)-compat
+	$(PYTHON) -m venv $(VENV)-compat
+	$(VENV)-compat/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(VENV)-compat/bin/pip install --quiet --disable-pip-version-check --upgrade "flwr[simulation]"
+	$(VENV)-compat/bin/python -m pytest tests/e2e/test_deploy.py
 
 check: lint types test
 
@@ -38,7 +50,7 @@ compose: $(INSTALLED)
 	$(BIN)/python -c "from fedpeft.deploy.compose import repository_file; print(repository_file(), end='')" > docker-compose.yml
 
 clean:
-	rm -rf $(VENV) build dist fedpeft.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-compat build dist fedpeft.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "making $(VENV): some minutes the first time"

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedpeft import __version__, cli_files, cli_trainer, config, plugins
+from fedpeft import __version__, cli_files, cli_operations, cli_trainer, config, plugins
 from fedpeft.cli_deploy import deploy_app
 from fedpeft.cli_options import ExperimentFile, Overrides, output_changes
 from fedpeft.cli_privacy import privacy_app
@@ -46,6 +46,13 @@ class Engine(StrEnum):
 
     inline = "inline"
     flower = "flower"
+
+
+class LogFormat(StrEnum):
+    """How log lines are written."""
+
+    text = "text"
+    json = "json"
 
 
 @app.command()
@@ -145,6 +152,7 @@ def export(
 
 
 app.add_typer(cli_trainer.app)
+app.add_typer(cli_operations.app)
 app.add_typer(privacy_app, name="privacy")
 app.add_typer(deploy_app, name="deploy")
 
@@ -155,12 +163,21 @@ def _root(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Log what happens, with tracebacks of failed clients.")
     ] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option(envvar="FEDPEFT_LOG_FORMAT", help="json: one object a line, logs and rounds alike.")
+    ] = LogFormat.text,
 ) -> None:
     if version:
         typer.echo(f"fedpeft {__version__}")
         raise typer.Exit
     level = logging.INFO if verbose else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    os.environ["FEDPEFT_LOG_FORMAT"] = log_format.value  # what this process starts speaks the same
+    if log_format is LogFormat.json:
+        from fedpeft.report.logs import JsonFormatter
+
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter())
     # This library has a handler and a level of its own, and tells of each retry.
     os.environ.setdefault("HF_HUB_VERBOSITY", "info" if verbose else "error")
 

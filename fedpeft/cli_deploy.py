@@ -11,7 +11,7 @@ import typer
 from fedpeft.cli_options import ExperimentFile, Overrides, output_changes
 from fedpeft.errors import InputError
 
-__all__ = ["deploy_app"]
+__all__ = ["Authority", "Superlink", "deploy_app", "operator_at"]
 
 deploy_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Federations on real nodes.")
 
@@ -84,7 +84,7 @@ def submit(
     resume: Resume = False,
 ) -> None:
     """Run an experiment on a SuperLink, from where its server's half writes run directories, and follow it."""
-    with _operator(superlink, root_certificates) as operator:
+    with operator_at(superlink, root_certificates) as operator:
         _follow(operator, file, overrides, out, resume=resume)
 
 
@@ -97,13 +97,14 @@ def register(
     """Admit clients by their keys; run where the SuperLink's own API is reachable."""
     from fedpeft.deploy.register import register as admit
 
-    with _operator(superlink, root_certificates) as operator:
+    with operator_at(superlink, root_certificates) as operator:
         admit(operator, [key.resolve() for key in keys])
     typer.echo(f"{len(keys)} keys are admitted")
 
 
 @contextmanager
-def _operator(superlink: str, root_certificates: Path) -> Iterator[Any]:
+def operator_at(superlink: str, root_certificates: Path) -> Iterator[Any]:
+    """Lend an operator of a SuperLink, whose connection is forgotten with the block."""
     import tempfile
 
     from fedpeft.engines.operator import Operator, environment

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ __all__ = ["ROOT_VARIABLE", "commit_folder", "flush_folder", "locked", "rooted",
 
 ROOT_VARIABLE = "FEDPEFT_ROOT"
 """Environment variable: the folder where an experiment's relative paths begin, if not the working directory."""
+_LOOK_SECONDS = 0.05
 
 
 def rooted(path: str) -> Path:
@@ -34,20 +36,30 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, refusal: str) -> Iterator[None]:
+def locked(path: Path, *, refusal: str, patience: float = 0.0) -> Iterator[None]:
     """Let one process at a time have this lock; the kernel gives it back however that process ends.
+
+    The path is a folder, or a file, which is made where it is missing; another's lock is waited for so many seconds.
 
     Raises:
         InputError: another has it; with the refusal's words.
     """
     import fcntl
 
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(refusal) from error
+    deadline = time.monotonic() + patience
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise InputError(refusal) from error
+                time.sleep(_LOOK_SECONDS)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def commit_folder(partial: Path, final: Path) -> None:

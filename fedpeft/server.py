@@ -4,13 +4,14 @@ Read top to bottom: serve -> run_round -> its steps. All that a round leaves beh
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, final
 
 from flwr.serverapp import Grid
 
-from fedpeft.errors import ResumeError
+from fedpeft.errors import UnsupportedError
 from fedpeft.privacy.randomness import source
 from fedpeft.report.export import write_adapter
 from fedpeft.report.page import report_page
@@ -21,17 +22,19 @@ from fedpeft.report.watch import Watcher
 from fedpeft.rounds import checkpoint as checkpoints
 from fedpeft.rounds.checkpoint import Checkpoint
 from fedpeft.rounds.exchange import Exchange
+from fedpeft.rounds.fence import Fence, claim
 from fedpeft.rounds.guard import Guard, guard
 from fedpeft.rounds.memory_folder import MemoryFolder
+from fedpeft.rounds.resume import checkpoint_of, resumed
 from fedpeft.rounds.roster import find_clients
-from fedpeft.rounds.sampling import draw_cohort
+from fedpeft.rounds.sampling import draw_cohort, draw_spares
 from fedpeft.rounds.tally import Tally
 from fedpeft.strategies.base import ClientUpdate, State
 from fedpeft.timing import phase, timed
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Evaluated, Update
 
-__all__ = ["resumed", "serve"]
+__all__ = ["serve"]
 
 
 @final
@@ -44,6 +47,8 @@ class Federation:
     nodes: dict[int, int]
     """Client -> Flower node."""
     watcher: Watcher
+    fence: Fence
+    """What lets this server commit."""
     guard: Guard | None = None
     """Of a run with privacy."""
     workers: int = 0
@@ -66,9 +71,11 @@ def serve(
 
     Raises:
         ResumeError: the run directory's checkpoint is damaged or of other parts.
-        RunError: a round got fewer replies than rounds.min_clients; the last checkpoint stands.
+        RunError: a round got fewer replies than rounds.min_clients, or another server has taken over; the last
+            checkpoint stands.
     """
-    rounds, watcher = bench.experiment.rounds, watcher or Watcher()
+    watcher = watcher or Watcher()
+    fence = claim(run.path, bench.experiment.output.fence)
     shares = bench.shares.summary(bench.splits.label_names)
     run.write_partition(shares)
     begun = resumed(run, bench, memories) if resume else None
@@ -80,38 +87,48 @@ def serve(
         first_round=begun.round_number + 1 if begun else 1,
     )
     nodes, keeper = find_clients(grid, bench), guard(bench, run.ledger)
-    federation = Federation(grid=grid, bench=bench, nodes=nodes, watcher=watcher, guard=keeper, workers=workers)
-    begun = begun or _round_zero(federation, run)
-    state = begun.state
+    federation = Federation(
+        grid=grid, bench=bench, nodes=nodes, watcher=watcher, fence=fence, guard=keeper, workers=workers
+    )
+    state = _through(federation, run, begun or _round_zero(federation, run))
+    with fence.held():
+        return _conclude(federation, run, state)
+
+
+def _through(federation: Federation, run: RunDirectory, begun: Checkpoint) -> State:
+    """Run the rounds that are still to run, each committed before the next begins."""
+    bench, rounds, state = federation.bench, federation.bench.experiment.rounds, begun.state
     for round_number in range(begun.round_number + 1, rounds.num_rounds + 1):
         state, record = run_round(federation, state, round_number)
-        run.append(record)
-        if round_number % rounds.checkpoint_every == 0 or round_number == rounds.num_rounds:
-            checkpoints.save(run.checkpoints, _checkpoint(bench, state, round_number))
-        watcher.round_finished(record)
-    return _conclude(federation, run, state)
+        with federation.fence.held():
+            run.append(record)
+            if round_number % rounds.checkpoint_every == 0 or round_number == rounds.num_rounds:
+                checkpoints.save(run.checkpoints, checkpoint_of(bench, state, round_number))
+        federation.watcher.round_finished(record)
+    return state
 
 
 def run_round(federation: Federation, state: State, round_number: int) -> tuple[State, RoundRecord]:
     """Train one cohort, aggregate, evaluate.
 
     Raises:
-        RunError: fewer replies than rounds.min_clients, or the aggregate is not finite.
+        RunError: fewer replies than rounds.min_clients, the aggregate is not finite, or another server has taken over.
     """
     keeper = federation.guard
     cohort = _cohort(federation, round_number)
-    epsilon = keeper.charge(state, cohort, round_number) if keeper else None
+    with federation.fence.held():
+        epsilon = keeper.charge(state, cohort, round_number) if keeper else None
     began = time.monotonic()
     tally = _train(federation, state, cohort, round_number)
     total = _total(federation, state, cohort, tally, round_number)
     trained = time.monotonic()
     before, state = state, _applied(federation, state, total, tally, round_number)
     aggregated = time.monotonic()
-    metrics, client_metrics = _evaluate(federation, state, cohort, tally, round_number)
+    metrics, client_metrics = _evaluate(federation, state, sorted(tally.clients), tally, round_number)
     done = time.monotonic()
     return state, RoundRecord(
         round=round_number,
-        clients=cohort,
+        clients=tuple(sorted(tally.clients)),
         failures=tuple(tally.failures),
         train_loss=tally.train_loss,
         metrics=metrics,
@@ -142,11 +159,35 @@ def _cohort(federation: Federation, round_number: int) -> tuple[int, ...]:
     )
 
 
-def _train(federation: Federation, state: State, cohort: Iterable[int], round_number: int) -> Tally:
-    """Stream the cohort's updates into one running total."""
+def _spares(federation: Federation, round_number: int) -> tuple[int, ...]:
+    """Draw who is asked beyond the cohort.
+
+    Raises:
+        UnsupportedError: clients keep memories, and one that is not counted would go on from what nobody used.
+    """
+    experiment, nodes = federation.bench.experiment, len(federation.nodes)
+    rounds = experiment.rounds
+    if rounds.spare_clients and federation.bench.remembers():
+        raise UnsupportedError(
+            f"rounds.spare_clients = {rounds.spare_clients}: clients of strategy {experiment.strategy.name!r} keep "
+            "memories, and a reply that is not counted would leave one behind; set it to 0"
+        )
+    return draw_spares(
+        nodes, rounds.clients_per_round, rounds.spare_clients, seed=experiment.seed, round_number=round_number
+    )
+
+
+def _train(federation: Federation, state: State, cohort: Sequence[int], round_number: int) -> Tally:
+    """Stream the cohort's updates into one running total; spares, asked beside them, fill up for those that fail.
+
+    Worker processes are asked for spares when they are needed: none is ever late there.
+    """
     bench, keeper, strategy = federation.bench, federation.guard, federation.bench.strategy
-    tally = Tally(total=strategy.start())
-    for reply in _exchange(federation, state, round_number).train(cohort):
+    tally, asking = Tally(total=strategy.start()), _exchange(federation, state, round_number)
+    spares = _spares(federation, round_number)
+    groups = (cohort, spares) if federation.workers else ((*cohort, *spares),)
+    for reply in chain.from_iterable(asking.train(group) for group in groups):
+        tally.clients.append(reply.client)
         tally.count(reply)
         if reply.update is not None and isinstance(reply.header, Update):
             with phase("aggregate"):
@@ -157,6 +198,8 @@ def _train(federation: Federation, state: State, cohort: Iterable[int], round_nu
         federation.watcher.client_finished(
             round_number, reply.client, ok=reply.failure is None, bytes_up=reply.bytes_up
         )
+        if tally.num_updates == len(cohort):
+            break
     return tally
 
 
@@ -223,6 +266,7 @@ def _exchange(federation: Federation, state: State, round_number: int) -> Exchan
         state=state,
         round_number=round_number,
         workers=federation.workers,
+        fence=federation.fence.token,
     )
 
 
@@ -234,55 +278,12 @@ def _round_zero(federation: Federation, run: RunDirectory) -> Checkpoint:
     began = time.monotonic()
     metrics = bench.evaluate(state.adapter, bench.residuals(state))
     record = RoundRecord(round=0, metrics=metrics, seconds={"evaluate": time.monotonic() - began})
-    run.append(record)
-    begun = _checkpoint(bench, state, 0)
-    checkpoints.save(run.checkpoints, begun)
+    begun = checkpoint_of(bench, state, 0)
+    with federation.fence.held():
+        run.append(record)
+        checkpoints.save(run.checkpoints, begun)
     federation.watcher.round_finished(record)
     return begun
-
-
-def resumed(run: RunDirectory, bench: Workbench, memories: MemoryFolder | None = None) -> Checkpoint | None:
-    """Return the newest checkpoint and forget the rounds after it; None where round 0 was never committed.
-
-    Raises:
-        ResumeError: the checkpoint is damaged, or of other parts than these, or what clients kept is lost.
-    """
-    found = checkpoints.latest(run.checkpoints)
-    if found is not None and found.round_number and bench.remembers():
-        _require_memories(run, bench, memories, found.round_number)
-    run.truncate(found.round_number if found else -1)
-    if memories is not None:
-        memories.rewind(found.round_number if found else -1)
-    if found is None:
-        return None
-    now = _checkpoint(bench, found.state, found.round_number)
-    for name in ("config_hash", "base_hash"):
-        if vars(found)[name] != vars(now)[name]:
-            raise ResumeError(f"{run.checkpoints}: {name} {vars(found)[name][:12]} is not {vars(now)[name][:12]}")
-    if found.plan.hash != bench.adapted.plan.hash:
-        raise ResumeError(f"{run.checkpoints}: the adapter's plan has changed; the libraries may have been updated")
-    found.state.adapter.require(bench.adapted.attached.manifest(), where=str(run.checkpoints))
-    return found
-
-
-def _require_memories(run: RunDirectory, bench: Workbench, memories: MemoryFolder | None, round_number: int) -> None:
-    if memories is None:
-        raise ResumeError(
-            f"{run.path}: after round {round_number} the clients of strategy {bench.experiment.strategy.name!r} hold "
-            "memories, and nodes of Flower lose them with their job; if the run began with 'simulate' in one process, "
-            "resume it there, else start a new run"
-        )
-    memories.require([record for record in run.records() if record.round <= round_number])
-
-
-def _checkpoint(bench: Workbench, state: State, round_number: int) -> Checkpoint:
-    return Checkpoint(
-        round_number=round_number,
-        state=state,
-        plan=bench.adapted.plan,
-        config_hash=bench.experiment.hash,
-        base_hash=bench.adapted.base_hash,
-    )
 
 
 def _conclude(federation: Federation, run: RunDirectory, state: State) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def _across(values: Mapping[str, Any]) -> list[str]:
         )
     if rounds.sampling == "poisson" and rounds.clients_per_round is None:
         problems.append("rounds.sampling = 'poisson': has no effect without rounds.clients_per_round; set it")
-    problems += _idle_feedback(values)
+    problems += [*_idle_feedback(values), *_spares(values)]
     for name in ("pretrain", "calibration"):
         if (values[name] is None) != (values[f"{name}_data"] is None):
             problems.append(f"{name} and {name}_data: give both tables or neither")
@@ -219,6 +219,24 @@ def _idle_feedback(values: Mapping[str, Any]) -> list[str]:
         for side, key in (("up", "codec"), ("down", "codec_down"))
         if vars(values["feedback"])[side] and values[key].names == ("none",)
     ]
+
+
+def _spares(values: Mapping[str, Any]) -> list[str]:
+    """Check that spare clients have an effect, and that nothing depends on who is not counted."""
+    rounds = values["rounds"]
+    if not rounds.spare_clients:
+        return []
+    said = f"rounds.spare_clients = {rounds.spare_clients}"
+    problems = []
+    if rounds.clients_per_round is None:
+        problems.append(f"{said}: has no effect without rounds.clients_per_round; set it")
+    if rounds.sampling == "poisson":
+        problems.append(f"{said}: a poisson cohort has no fixed size to fill up; remove it or use sampling 'fixed'")
+    if values["privacy"] is not None:
+        problems.append(f"{said}: with [privacy] whoever is asked is charged; raise rounds.clients_per_round instead")
+    if values["feedback"].up:
+        problems.append(f"{said}: with feedback.up a client whose reply is not counted would lose it; remove either")
+    return problems
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

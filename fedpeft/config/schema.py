@@ -114,6 +114,10 @@ class Rounds(Frozen):
     """Fewer replies than this stop the run."""
     timeout_seconds: float = Field(default=3600.0, gt=0)
     """A reply later than this is a failure."""
+    deadline_seconds: float | None = Field(default=None, gt=0)
+    """All replies of a round are taken within this time of its first message; unset: each has timeout_seconds."""
+    spare_clients: int = Field(default=0, ge=0)
+    """Further clients drawn and asked a round; their replies count, in client order, where others failed."""
     window: int = Field(default=16, ge=1)
     """Messages under way at once; bounds the server's memory."""
     checkpoint_every: int = Field(default=1, ge=1)
@@ -188,6 +192,8 @@ class Output(Frozen):
     """The run directory; ``runs/<name>`` when unset."""
     if_exists: Literal["refuse", "resume", "overwrite"] = "refuse"
     """What to do when the run directory already holds a run."""
+    fence: int = Field(default=0, ge=0)
+    """The fencing token of the server that may commit there, set by what starts that server; 0: it takes a new one."""
 
 
 @final

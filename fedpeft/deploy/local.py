@@ -4,6 +4,7 @@ TLS, keys and the database are as in containers. What the processes leave behind
 each one's own Flower folder, and the operator's connection, by which ``fedpeft deploy run`` finds them.
 """
 
+import importlib.metadata
 import ssl
 import subprocess
 import tempfile
@@ -14,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import final
 
+from packaging.version import Version
+
 from fedpeft.deploy.init import Deployment
 from fedpeft.deploy.register import await_online, register
 from fedpeft.deploy.topology import CA, SUPERLINK, TRAINER, Command, Endpoint, Site, client_commands, server_commands
@@ -23,7 +26,7 @@ from fedpeft.engines.superlink import await_health, elsewhere, free_port, tail
 from fedpeft.errors import RunError
 from fedpeft.files import locked
 
-__all__ = ["Local", "home", "site", "up"]
+__all__ = ["Local", "home", "one_port", "site", "up"]
 
 _START_SECONDS = 180.0
 _MARK = "FEDPEFT_DEPLOYMENT"
@@ -40,16 +43,24 @@ def site(deployment: Deployment, sockets: Path) -> Site:
 
     Sockets lie apart: their names have at most 107 bytes, and a deployment's folder may be anywhere.
     """
-    kept = deployment.folder.resolve() / "local"
+    kept, runtime = deployment.folder.resolve() / "local", _endpoint()
     return Site(
-        runtime=_endpoint(),
-        fleet=_endpoint(),
+        runtime=runtime,
+        fleet=runtime if one_port(importlib.metadata.version("flwr")) else _endpoint(),
         node=cache(lambda _: _endpoint()),
         secret=lambda name: str(deployment.secret(name).resolve()),
         socket=lambda client: str(sockets / f"{client}.sock"),
         kept=lambda client: str(kept / TRAINER.format(client)),
         database=str(kept / "superlink.db"),
     )
+
+
+def one_port(flwr: str) -> bool:
+    """Tell whether this version of flwr answers SuperNodes on the SuperLink's own port, as all do from 1.40 on.
+
+    Only ``make compat`` meets one: containers are not made for it, since that port has no authentication.
+    """
+    return Version(flwr) >= Version("1.40")
 
 
 def _endpoint() -> Endpoint:

@@ -14,7 +14,7 @@ from fedpeft.errors import InputError
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.report.watch import Watcher
 
-__all__ = ["local_operator", "submit"]
+__all__ = ["local_operator", "submit", "submitted"]
 
 
 def local_operator(deployment: Deployment) -> Operator:
@@ -37,9 +37,20 @@ def submit(made: Operator, experiment: Experiment, *, watcher: Watcher) -> RunDi
         InputError: something is wrong with the experiment; nothing has been submitted.
         RunError: the run failed; its checkpoint stands.
     """
+    run, number, done = submitted(made, experiment, watcher=watcher)
+    follow(made, number, run, watcher, done)
+    watcher.finished(run.summary())
+    return run
+
+
+def submitted(made: Operator, experiment: Experiment, *, watcher: Watcher) -> tuple[RunDirectory, int, int]:
+    """Hand an experiment over; return the run directory, Flower's number, and the rounds recorded already.
+
+    Raises:
+        InputError: something is wrong with the experiment; nothing has been submitted.
+        RunError: the SuperLink did not take it.
+    """
     run, _, done = begin(experiment, watcher)
     with tempfile.TemporaryDirectory(prefix="fedpeft-") as scratch:
         write_bundle(Path(scratch) / "bundle", continued(experiment, run))
-        follow(made, made.run(Path(scratch) / "bundle"), run, watcher, done)
-    watcher.finished(run.summary())
-    return run
+        return run, made.run(Path(scratch) / "bundle"), done

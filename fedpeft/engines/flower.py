@@ -16,7 +16,8 @@ from fedpeft.engines.superlink import started
 from fedpeft.errors import RunError, UnsupportedError
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.report.watch import Watcher
-from fedpeft.server import resumed
+from fedpeft.rounds import fence
+from fedpeft.rounds.resume import resumed
 
 __all__ = ["begin", "continued", "follow", "simulate"]
 
@@ -74,8 +75,12 @@ def _resources(experiment: Experiment) -> str:
 
 
 def begin(experiment: Experiment, watcher: Watcher) -> tuple[RunDirectory, int, int]:
-    """Find what can be wrong before anything starts; return the run, its clients, and the rounds recorded already."""
+    """Find what can be wrong before anything starts; return the run, its clients, and the rounds recorded already.
+
+    From here on no earlier server of the run can commit.
+    """
     bench, run, resume = ready(experiment)
+    fence.issue(run.path)
     begun = resumed(run, bench) if resume else None
     watcher.started(
         experiment,
@@ -88,8 +93,9 @@ def begin(experiment: Experiment, watcher: Watcher) -> tuple[RunDirectory, int, 
 
 
 def continued(experiment: Experiment, run: RunDirectory) -> Experiment:
-    """The run directory is made already, so the server app takes it up."""
-    output = experiment.output.model_copy(update={"directory": str(run.path.resolve()), "if_exists": "resume"})
+    """The run directory is made already, so the server app takes it up, with the token that was issued for it."""
+    where, token = str(run.path.resolve()), fence.current(run.path)
+    output = experiment.output.model_copy(update={"directory": where, "if_exists": "resume", "fence": token})
     return dataclasses.replace(experiment, output=output)
 
 

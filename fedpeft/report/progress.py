@@ -11,6 +11,7 @@ from rich.text import Text
 
 from fedpeft.config import Experiment
 from fedpeft.report.lines import closing_lines, failure_lines, opening, partition_rows, round_words
+from fedpeft.report.logs import EventWatcher, wants_json
 from fedpeft.report.record import RoundRecord
 from fedpeft.report.text import as_bytes, as_number, one_line
 from fedpeft.report.watch import Share, Watcher
@@ -19,7 +20,9 @@ __all__ = ["PlainWatcher", "TerminalWatcher", "plain_watcher", "watcher_for", "w
 
 
 def watcher_for(console: Console) -> Watcher:
-    """Return the watcher that suits where the console writes to."""
+    """Return the watcher that suits where the console writes to, or writes JSON lines where those are asked for."""
+    if wants_json():
+        return EventWatcher()
     return TerminalWatcher(console) if console.is_terminal and not console.is_dumb_terminal else PlainWatcher(console)
 
 
@@ -35,7 +38,7 @@ def watching() -> Iterator[Watcher]:
 
 def plain_watcher() -> Watcher:
     """Return one that writes plain lines to standard output, which for a Flower app is the run's log."""
-    return PlainWatcher(Console())
+    return EventWatcher() if wants_json() else PlainWatcher(Console())
 
 
 @final

@@ -5,6 +5,7 @@ not grow with the cohort, and the strategy's sums are bitwise the same on every 
 up neither the sending nor, within these bounds, the fetching of others.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,19 +18,22 @@ __all__ = ["in_order"]
 
 _SHORTEST_SECONDS = 0.02
 _LONGEST_SECONDS = 1.0
+_UNSENT = "not sent: "
 _NOT_SENT = 1001
 """Flower error code of a message that its grid did not take."""
 
 
 def in_order(
-    grid: Grid, outgoing: Iterable[tuple[int, Message]], *, window: int, timeout: float
+    grid: Grid, outgoing: Iterable[tuple[int, Message]], *, window: int, timeout: float, longest: float = math.inf
 ) -> Iterator[tuple[int, Message | None]]:
     """Yield (client, reply) in the order of ``outgoing``; None stands for a reply that did not come in time.
 
     A message that the grid does not take is answered with an error at once. A reply is asked for until its message has
-    timed out, and never after.
+    timed out, and never after. ``timeout`` is of each message from when it is sent, ``longest`` of all of them from
+    now; what is still to be sent then never is.
     """
-    queue = _Queue(grid=grid, source=iter(outgoing), window=window, timeout=timeout)
+    ends = time.monotonic() + longest
+    queue = _Queue(grid=grid, source=iter(outgoing), window=window, timeout=timeout, ends=ends)
     pause = _SHORTEST_SECONDS
     while queue.send():
         arrived = queue.fetch()
@@ -51,6 +55,8 @@ class _Queue:
     source: Iterator[tuple[int, Message]]
     window: int
     timeout: float
+    ends: float
+    """When all is over, by the monotonic clock."""
     sent: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Message id -> client and deadline, in order."""
     replies: dict[str, Message] = field(default_factory=dict)
@@ -64,16 +70,21 @@ class _Queue:
         return bool(self.sent)
 
     def _push(self, client: int, message: Message) -> None:
+        if (now := time.monotonic()) >= self.ends:
+            self.sent[f"{_UNSENT}{client}"] = (client, -math.inf)
+            return
         taken = next(iter(self.grid.push_messages([message])), None)
-        message_id = taken or f"not sent: {client}"
-        self.sent[message_id] = (client, time.monotonic() + self.timeout)
+        message_id = taken or f"{_UNSENT}{client}"
+        self.sent[message_id] = (client, min(now + self.timeout, self.ends))
         if taken is None:
             reason = f"Flower did not take the message; node {message.metadata.dst_node_id} may be gone"
             self.replies[message_id] = Message(Error(_NOT_SENT, reason), reply_to=message)
 
     def fetch(self) -> bool:
         """Ask for the first replies that are missing, for no more than may be held; True when one came."""
-        missing = [message_id for message_id in self.sent if message_id not in self.replies]
+        missing = [
+            message_id for message_id in self.sent if not (message_id in self.replies or message_id.startswith(_UNSENT))
+        ]
         asked = missing[: max(1, self.window - len(self.replies))]
         arrived = False
         for reply in self.grid.pull_messages(asked) if asked else ():

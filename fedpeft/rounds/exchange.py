@@ -1,6 +1,7 @@
 """One exchange with a cohort: what each client is sent, and what is taken from its reply."""
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, final
@@ -22,6 +23,9 @@ from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update, expect
 from fedpeft.wire.payload import pack, size, unpack
 
 __all__ = ["Exchange", "Reply"]
+
+_LEAST_TTL_SECONDS = 1.0
+"""Flower wants some."""
 
 
 @final
@@ -54,6 +58,8 @@ class Exchange:
     round_number: int
     workers: int = 0
     """Worker processes on this machine that answer; in these nothing is late, as nothing is in one process."""
+    fence: int = 0
+    """The fencing token of the server that asks."""
 
     def train(self, cohort: Iterable[int]) -> Iterator[Reply]:
         """Yield each client's checked update, or why there is none."""
@@ -67,6 +73,7 @@ class Exchange:
         rounds = self.bench.experiment.rounds
         bodies: dict[int | None, tuple[tuple[Spec, ...], bytes]] = {}
         sent: dict[int, tuple[int, int]] = {}
+        began, longest = time.monotonic(), math.inf if self.workers else rounds.deadline_seconds or math.inf
 
         def outgoing() -> Iterator[tuple[int, Message]]:
             for client in cohort:
@@ -77,19 +84,23 @@ class Exchange:
                 header = Broadcast(envelope=self._envelope(manifest), client=client, kind=kind, directive=directive)
                 content = pack(header, body)
                 sent[client] = (size(content), header.envelope.num_elements)
-                group, ttl = str(self.round_number), rounds.timeout_seconds
+                left = max(_LEAST_TTL_SECONDS, longest - (time.monotonic() - began))
+                group, ttl = str(self.round_number), min(rounds.timeout_seconds, left)
                 yield client, self.grid.create_message(content, kind, self.nodes[client], group, ttl)
 
         window, timeout = max(rounds.window, 2 * self.workers), math.inf if self.workers else rounds.timeout_seconds
-        for client, message in in_order(self.grid, outgoing(), window=window, timeout=timeout):
+        for client, message in in_order(self.grid, outgoing(), window=window, timeout=timeout, longest=longest):
             yield self._take(kind, client, message, *sent.pop(client))
 
     def _take(self, kind: str, client: int, message: Message | None, bytes_down: int, floats_down: int) -> Reply:
         """Check one reply; one that is late, wrong or damaged is a failure of that client alone."""
         try:
             if message is None:
+                rounds = self.bench.experiment.rounds
+                whole = f" or of the round's deadline_seconds = {rounds.deadline_seconds}"
                 raise WireError(
-                    f"no reply within rounds.timeout_seconds = {self.bench.experiment.rounds.timeout_seconds}"
+                    f"no reply within rounds.timeout_seconds = {rounds.timeout_seconds}"
+                    f"{whole if rounds.deadline_seconds else ''}"
                 )
             if message.has_error():
                 raise WireError(message.error.reason or f"Flower error code {message.error.code}")

@@ -6,7 +6,7 @@ import torch
 
 from fedpeft import seeds
 
-__all__ = ["draw_cohort"]
+__all__ = ["draw_cohort", "draw_spares"]
 
 
 def draw_cohort(
@@ -31,3 +31,13 @@ def draw_cohort(
         return tuple((chances < clients_per_round / num_clients).nonzero().flatten().tolist())
     drawn = torch.randperm(num_clients, generator=generator)[:clients_per_round]
     return tuple(sorted(drawn.tolist()))
+
+
+def draw_spares(
+    num_clients: int, clients_per_round: int | None, num_spares: int, *, seed: int, round_number: int
+) -> tuple[int, ...]:
+    """Return the clients drawn after a fixed round's own, ascending; fewer than asked for where there are no more."""
+    if clients_per_round is None or clients_per_round >= num_clients or not num_spares:
+        return ()
+    drawn = torch.randperm(num_clients, generator=seeds.generator(seed, "cohort", round_number))
+    return tuple(sorted(drawn[clients_per_round : clients_per_round + num_spares].tolist()))

@@ -19,6 +19,8 @@ class Tally:
 
     total: Any
     """The strategy's own."""
+    clients: list[int] = field(default_factory=list)
+    """Whose training replies were taken or missing, in that order; a spare that was not needed is not among them."""
     num_updates: int = 0
     num_within: int = 0
     """Updates within privacy's clip, where these are counted."""

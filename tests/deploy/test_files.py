@@ -194,3 +194,9 @@ def test_the_command_says_what_goes_where(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["deploy", "up", str(tmp_path / "new")])
     assert done.exit_code != 0
     assert "docker compose -f" in str(done.exception)
+
+
+def test_which_flwr_has_one_port_for_all() -> None:
+    assert [local.one_port(version) for version in ("1.39.0", "1.39.2", "1.40.0", "1.42.0", "2.0.0")] == [
+        False, False, True, True, True
+    ]  # fmt: skip

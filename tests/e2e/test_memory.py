@@ -17,7 +17,8 @@ from fedpeft.report.export import read_slots
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.rounds import checkpoint as checkpoints
 from fedpeft.rounds.memory import entries, unpack_memory
-from fedpeft.server import resumed, serve
+from fedpeft.rounds.resume import resumed
+from fedpeft.server import serve
 from fedpeft.tensors import Tensors
 from fedpeft.training.workbench import assemble
 from tests.conftest import needed, tiny

@@ -134,3 +134,22 @@ def test_the_grid_in_one_process_runs_one_message_at_a_time_and_never_waits(cloc
     for client, reply in in_order(grid, outgoing(9), window=4, timeout=1.0):
         assert sender(reply) == client == running[-1], "the next one runs when this one has been taken"
     assert clock.pauses == []
+
+
+def test_one_deadline_of_the_whole_round_whoever_was_sent_when(clock: Clock) -> None:
+    """The first two never answer and hold both places; the third is sent then, and the last never is."""
+    grid = FakeGrid(lambda under_way: [reply_to(sent) for sent in under_way if sent.metadata.dst_node_id == 3])
+    taken = list(in_order(grid, outgoing(6), window=2, timeout=40.0, longest=60.0))
+    assert [(client, sender(reply)) for client, reply in taken] == [
+        (0, None), (1, None), (2, 2), (3, None), (4, None), (5, None)
+    ]  # fmt: skip
+    assert 60.0 <= clock.now < 61.5
+    assert grid.pushed == [0, 1, 2, 3, 4], "after the deadline nobody is asked"
+
+
+def test_what_has_come_by_the_deadline_counts_however_late_it_is_looked_at(clock: Clock) -> None:
+    grid = FakeGrid(lambda under_way: map(reply_to, under_way))
+    taken = in_order(grid, outgoing(3), window=3, timeout=5.0, longest=5.0)
+    first = next(taken)
+    clock.now = 100.0  # adding up the first took long
+    assert [sender(reply) for _, reply in (first, *taken)] == [0, 1, 2]
