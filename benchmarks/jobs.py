@@ -15,16 +15,22 @@ DATA = Path(os.environ.get("FEDPEFT_DATA", ROOT.parent / "shared" / "data"))
 
 
 def run_jobs(
-    work: Callable[[Any], dict[str, Any]], jobs: Mapping[str, Any], *, workers: int, log: Path
+    work: Callable[[Any], dict[str, Any]],
+    jobs: Mapping[str, Any],
+    *,
+    workers: int,
+    log: Path,
+    tasks_per_process: int = 1,
 ) -> list[dict[str, Any]]:
     """Return each job's result, in job order; one line is printed and kept in the log as each ends.
 
     A job whose key is in the log already is not run again, so that an interrupted benchmark goes on where it was; the
-    key names all that the result depends on but the code. Delete the log to run everything afresh.
+    key names all that the result depends on but the code. Delete the log to run everything afresh. Where neither
+    time nor memory is measured, a process may do several jobs and save its start.
     """
     results = _logged(log, set(jobs))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=tasks_per_process) as pool:
         futures = {pool.submit(work, job): key for key, job in jobs.items() if key not in results}
         for done in as_completed(futures):
             key = futures[done]
