@@ -34,17 +34,17 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, refusal: str) -> Iterator[None]:
+def locked(path: Path, *, refusal: str | None) -> Iterator[None]:
     """Let one process at a time have this lock; the kernel gives it back however that process ends.
 
     Raises:
-        InputError: another has it; with the refusal's words.
+        InputError: another has it; with the refusal's words. Where there are none, wait.
     """
     import fcntl
 
     with path.open("a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
         except BlockingIOError as error:
             raise InputError(refusal) from error
         yield

@@ -8,6 +8,7 @@ import pytest
 import fedpeft.client
 from fedpeft.engines.trainer import Parts
 from fedpeft.privacy.ledger import Ledger
+from fedpeft.privacy.own import Lifetime
 from fedpeft.trainer.states import States
 from fedpeft.trainer.worker import Call, Worker
 from fedpeft.training.workbench import Workbench, assemble
@@ -15,10 +16,15 @@ from tests.conftest import tiny
 from tests.trainer.conftest import body_of
 from tests.trainer.test_engine import asking, broadcast, joining
 
-PRIVATE = tiny(
-    strategy={"name": "fedavg", "weighting": "uniform"},
-    rounds={"num_rounds": 2},
-    privacy={
+
+def experiment_of(**changes: Any) -> Any:
+    return tiny(
+        **{"strategy": {"name": "fedavg", "weighting": "uniform"}, "rounds": {"num_rounds": 2}, **PRIVACY, **changes}
+    )
+
+
+PRIVACY: dict[str, Any] = {
+    "privacy": {
         "unit": "example",
         "epsilon": 8.0,
         "delta": 1e-3,
@@ -27,7 +33,8 @@ PRIVATE = tiny(
         "accountant": "rdp",
         "spare_rounds": 1,
     },
-)
+}
+PRIVATE = experiment_of()
 UNTOLD = "gave up; with [privacy] the reason stays in the client's own log"
 
 
@@ -39,22 +46,24 @@ def bench() -> Workbench:
 class Trainer:
     """One that is started on the same disk again and again."""
 
-    def __init__(self, place: Path, bench: Workbench) -> None:
-        self.place, self.bench = place, bench
+    def __init__(self, place: Path, bench: Workbench, lifetime: Lifetime | None = None) -> None:
+        self.place, self.bench, self.lifetime = place, bench, lifetime
 
     def ask(self, *rounds: int, run: int = 7, join: bool = True) -> list[Any]:
         """Start, join, answer one training message for each round number, end; return the replies."""
-        worker = Worker(Parts(PRIVATE, ledgers=self.place / "privacy").answer, States(self.place))
+        parts = Parts(self.bench.experiment, ledgers=self.place / "privacy", lifetime=self.lifetime)
+        worker = Worker(parts.answer, States(self.place))
+        experiment = self.bench.experiment
         try:
             if join:
-                worker.ask(asking("query.join", joining(self.bench), PRIVATE, run=run), b"join", Call())
-            asked = {n: asking("train", broadcast(self.bench, "train", n), PRIVATE, run=run) for n in rounds}
+                worker.ask(asking("query.join", joining(self.bench), experiment, run=run), b"join", Call())
+            asked = {n: asking("train", broadcast(self.bench, "train", n), experiment, run=run) for n in rounds}
             return [worker.ask(asked[number], f"{number}".encode(), Call()) for number in rounds]
         finally:
             worker.close()
 
     def charged(self) -> list[int]:
-        (path,) = (self.place / "privacy").iterdir()
+        (path,) = (self.place / "privacy").glob("*.jsonl")
         return [charge.round for charge in Ledger(path).charges()]
 
 
@@ -99,7 +108,32 @@ def test_a_charge_is_there_before_the_training_that_it_pays_for(
 def test_a_damaged_ledger_trains_nobody(tmp_path: Path, bench: Workbench) -> None:
     trainer = Trainer(tmp_path, bench)
     trainer.ask(1)
-    (path,) = (tmp_path / "privacy").iterdir()
+    (path,) = (tmp_path / "privacy").glob("*.jsonl")
     path.write_bytes(path.read_bytes().replace(b'"round":1', b'"round":0x'))
     (reply,) = trainer.ask(2, join=False)
     assert reply.error.reason == UNTOLD
+
+
+def test_a_lifetime_budget_ends_the_second_experiment_on_the_same_data(
+    tmp_path: Path, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = assemble(experiment_of(seed=5))
+    assert bench.mechanism is not None
+    lifetime = Lifetime(epsilon=bench.mechanism.spent(1) * 1.01, delta=1e-3)
+    assert [reply.has_content() for reply in Trainer(tmp_path, bench, lifetime).ask(1)] == [True]
+
+    touched: list[int] = []
+    monkeypatch.setattr(Workbench, "client_examples", lambda *_: touched.append(1))
+    (reply,) = Trainer(tmp_path, other, lifetime).ask(1, run=8)
+    assert (reply.error.reason, touched) == (UNTOLD, [])
+    assert Trainer(tmp_path, bench).charged() == [1]
+
+
+def test_without_privacy_a_client_with_a_lifetime_budget_takes_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_book = assemble(tiny(rounds={"num_rounds": 2}))
+    monkeypatch.setattr(Workbench, "client_examples", lambda *_: pytest.fail("its data was touched"))
+    trainer = Trainer(tmp_path, open_book, Lifetime(epsilon=1.0, delta=1e-3))
+    (reply,) = trainer.ask(1)
+    assert "lifetime budget, and the experiment has no [privacy]" in reply.error.reason
