@@ -1,7 +1,8 @@
 """What does privacy cost, and who pays least? FFA-LoRA, LoRA and DyLoRA under noise, each at its own tuned rate.
 
     python -m benchmarks.privacy                           # all of it; goes on where it was stopped
-    python -m benchmarks.privacy --parts clinc150_example  # one part; the others keep what the log has of them
+    python -m benchmarks.privacy --parts clinc150_example  # one part; the section and the JSON have all that was run
+    python -m benchmarks.privacy --parts                   # run nothing; write what was run so far
 
 *example*: FFA-LoRA against LoRA under example-level privacy at epsilon 6, 3, 1 and none, three clients. On CLINC150 the
 task is to tell the domain of an utterance, on a small transformer trained from scratch on a public 35 %
@@ -25,7 +26,7 @@ from typing import Any
 
 from benchmarks import privacy_report
 from benchmarks.intents import Base, prepare
-from benchmarks.jobs import DATA, ROOT, run_jobs, write_results, write_section
+from benchmarks.jobs import DATA, ROOT, read_log, run_jobs, write_results, write_section
 from fedpeft import config
 from fedpeft.config import Experiment
 from fedpeft.engines.inline import InlineGrid, local_client_app
@@ -226,34 +227,37 @@ def work(job: Job) -> dict[str, Any]:
         return {**found, "curve": curve(bench, run)} if job.strategy == "dylora" else found
 
 
-def curve(bench: Workbench, run: RunDirectory) -> dict[int, float]:
+def curve(bench: Workbench, run: RunDirectory) -> dict[str, float]:
     """Return rank -> accuracy of the one adapter cut to its first ranks, each at its own scale."""
     last, slots, adapted = checkpoint.latest(run.checkpoints), bench.adapted.attached.slots, bench.adapted
     assert last is not None  # noqa: S101 - the last round always has one
-    most, found = rank_of(slots, strategy="dylora"), {}
+    most, found = rank_of(slots, strategy="dylora"), dict[str, float]()
     for rank in (rank for rank in CURVE if rank <= most):
         cut = padded(sliced(last.state.adapter, slots, rank=rank), slots, rank=rank)
         with adapted.adapter.scaled(adapted.attached, most / rank):
-            found[rank] = bench.evaluate(cut, bench.residuals(last.state))["accuracy"]
+            found[str(rank)] = bench.evaluate(cut, bench.residuals(last.state))["accuracy"]
     return found
 
 
 def main() -> None:
     """Tune, run, and write docs/results/privacy.json, its section and its pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     args = parser.parse_args()
     base = prepare(DATA / "clinc150", SCRATCH, Base())
     kinds = {"example": _example, "client": _client, "noise": _noise}
-    parts = {part: kinds[part.split("_")[-1]](part) for part in PARTS if part in args.parts}
+    runs = {part: run if part in args.parts else logged for part in PARTS}
+    parts = {part: kinds[part.split("_")[-1]](part, runs[part]) for part in PARTS}
     write_results("privacy", {"base": base, **parts})
     write_section("privacy", privacy_report.section(parts))
 
 
-Part = dict[str, list[dict[str, Any]]]
+Results = list[dict[str, Any]]
+Part = dict[str, Results]
+Run = Callable[[Sequence[Job]], Results]
 
 
-def _example(part: str) -> Part:
+def _example(part: str, run: Run) -> Part:
     """Return tuning runs and seeds of LoRA and FFA-LoRA at each epsilon and rank."""
     small = part.startswith("clinc150")
     ranks, budgets = ((8, 32), (None, 6.0, 3.0, 1.0)) if small else ((8,), (None, 1.0))
@@ -263,25 +267,25 @@ def _example(part: str) -> Part:
         for rank in ranks
         for name in ("fedavg", "ffa_lora")
     ]
-    return _tuned(part, cells)
+    return _tuned(part, cells, run)
 
 
-def _client(part: str) -> Part:
+def _client(part: str, run: Run) -> Part:
     """Return tuning runs and seeds with and without privacy at one rate each, and those of smaller federations."""
     small = part.startswith("clinc150")
     methods = [("fedavg", rank) for rank in ((1, 4, 8, 32) if small else (8,))] + [("ffa_lora", 32), ("dylora", 32)]
     cells = [
         Job(part=part, strategy=name, rank=rank, rate=0, seed=0, epsilon=2.0, cohort=COHORT) for name, rank in methods
     ]
-    found = _tuned(part, cells)
-    pairs = [Job(**{name: run[name] for name in _FIELDS}) for run in found["runs"]]
+    found = _tuned(part, cells, run)
+    pairs = [Job(**{name: result[name] for name in _FIELDS}) for result in found["runs"]]
     free = [replace(job, epsilon=None, cohort=None) for job in pairs]
     ours = [job for job in pairs if job.strategy == "dylora"][:2]
     smaller = [replace(job, cohort=n) for n in SMALLER for job in ours] if small else []
-    return {**found, "free": _run(free), "smaller": _run(smaller)}
+    return {**found, "free": run(free), "smaller": run(smaller)}
 
 
-def _noise(part: str) -> Part:
+def _noise(part: str, run: Run) -> Part:
     """Return one seed of noise multiplier x rank x rate."""
     jobs = [
         Job(part=part, strategy=name, rank=rank, rate=rate, seed=0, noise=noise)
@@ -290,20 +294,27 @@ def _noise(part: str) -> Part:
         for name in ("fedavg", "ffa_lora")
         for rate in (0.3, 1.0, 3.0)
     ]
-    return {"runs": _run(jobs)}
+    return {"runs": run(jobs)}
 
 
 _FIELDS = tuple(Job.__dataclass_fields__)
 
 
-def _tuned(part: str, cells: Sequence[Job]) -> Part:
+def _tuned(part: str, cells: Sequence[Job], run: Run) -> Part:
     """Try each cell at every rate on the tuning seed, then run its best rate on the seeds."""
-    made = SETTINGS[part]
-    tuning = _run([replace(cell, rate=rate, seed=TUNING_SEED) for cell in cells for rate in made.rates])
-    size = len(made.rates)
-    best = [_best(tuning[at * size : (at + 1) * size]) for at in range(len(cells))]
-    runs = [replace(cell, rate=rate, seed=seed) for cell, rate in zip(cells, best, strict=True) for seed in made.seeds]
-    return {"tuning": tuning, "runs": _run(runs)}
+    tried = [(cell, run(tuning(cell))) for cell in cells]
+    runs = [
+        replace(cell, rate=_best(results), seed=seed)
+        for cell, results in tried
+        for seed in SETTINGS[part].seeds
+        if len(results) == len(SETTINGS[part].rates)
+    ]
+    return {"tuning": [result for _, results in tried for result in results], "runs": run(runs)}
+
+
+def tuning(cell: Job) -> list[Job]:
+    """Return what chooses a cell's rate."""
+    return [replace(cell, rate=rate, seed=TUNING_SEED) for rate in SETTINGS[cell.part].rates]
 
 
 def _best(results: Sequence[dict[str, Any]]) -> float:
@@ -311,10 +322,15 @@ def _best(results: Sequence[dict[str, Any]]) -> float:
     return float(max(results, key=lambda result: (result["accuracy"], -result["rate"]))["rate"])
 
 
-def _run(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+def run(jobs: Sequence[Job]) -> Results:
+    """Return the results of jobs, run now where the log has none."""
     keyed = {job.key: job for job in jobs}
-    found = run_jobs(work, keyed, workers=1, log=SCRATCH / "runs.jsonl", tasks_per_process=40)
-    return [json.loads(json.dumps(result)) for result in found]
+    return run_jobs(work, keyed, workers=1, log=SCRATCH / "runs.jsonl", tasks_per_process=40)
+
+
+def logged(jobs: Sequence[Job]) -> Results:
+    """Return the results that the log has."""
+    return list(read_log(SCRATCH / "runs.jsonl", [job.key for job in jobs]).values())
 
 
 if __name__ == "__main__":
