@@ -15,10 +15,10 @@ Part = Mapping[str, Sequence[Result]]
 _NAMES = {"fedavg": "LoRA", "ffa_lora": "FFA-LoRA", "dylora": "DyLoRA"}
 _INTRODUCTION = """## What privacy costs
 
-Accuracy in percent, mean and standard deviation over the seeds in brackets (how many). *Rate*: the best of the grid, which
-is one for all methods, on another seed and validation examples; *grid* is every rate's accuracy there, so that what a
-wrong rate costs can be seen. Noise is reproducible, epsilon by PRV. Made by `python -m benchmarks.privacy`; every run is
-in `docs/results/privacy.json`."""
+Accuracy in percent, mean and standard deviation over seeds (how many). *Rate*: the best of the grid, which is one for
+all methods, on another seed and validation examples; *grid* is every rate's accuracy there, so that what a wrong rate
+costs can be seen. Noise is reproducible, epsilon by PRV. Made by `python -m benchmarks.privacy`; every run is in
+`docs/results/privacy.json`."""
 
 
 def section(parts: Mapping[str, Part]) -> str:
@@ -58,7 +58,7 @@ def _client(name: str, part: Part) -> str:
     """DP-DyLoRA beside fixed ranks, and its rank curve."""
     rows = []
     for key in _cells(part["runs"]):
-        private, free = _of(part["runs"], key), _of(part["free"], key)
+        private, free = _of(part["runs"], key), _of(part["free"], (*key[:2], None, None, None))
         lost = _lost(private, free)
         rate = _rate(part, key)
         rows.append((_NAMES[key[0]], key[1], rate, _score(private), _score(free), lost, _megabytes(private)))
@@ -67,14 +67,14 @@ def _client(name: str, part: Part) -> str:
         for label, results in (("epsilon 2", _of_dylora(part["runs"])), ("no privacy", _of_dylora(part["free"])))
         if results
     }
-    ranks = [str(int(rank)) for rank, _ in next(iter(curves.values()), [])]
+    ranks = [f"{rank:g}" for rank, _ in next(iter(curves.values()), [])]
     drawn = {label: [(float(at), value) for at, (_, value) in enumerate(line)] for label, line in curves.items()}
-    draw(f"privacy_{name}", "one DyLoRA adapter cut to its first ranks (1, 2, 4, ...)", drawn, across="log2 rank")
+    draw(f"privacy_{name}", "one DyLoRA adapter cut to its first ranks", drawn, across="log2 r")
     return f"""### {name}: DP-DyLoRA and fixed ranks, client-level
 
-Ten clients, all drawn, with the noise of 1,000,000 clients and a cohort of 10,000 at epsilon 2, delta 5e-7: simulated at
-10, valid at 10,000 of 1,000,000. Without privacy: the same rate and seeds, neither cut nor noise. DyLoRA is scored at
-its full rank; MB is what all clients send.
+Ten clients, all drawn, with the noise of 1,000,000 clients and a cohort of 10,000 at epsilon 2, delta 5e-7: simulated
+at 10, valid at 10,000 of 1,000,000. Without privacy: the same rate and seeds, neither cut nor noise. DyLoRA is scored
+at its full rank; MB is what all clients send.
 
 {table(("method", "rank", "rate", "epsilon 2", "no privacy", "lost", "MB up"), rows)}
 
@@ -95,10 +95,8 @@ def _sizes(part: Part) -> str:
     for cohort in sorted({result["cohort"] for result in all_sizes}):
         results = [result for result in all_sizes if result["cohort"] == cohort and result["seed"] in free]
         lost = [100 * (free[result["seed"]] - result["accuracy"]) for result in results]
-        noise = results[0]["noise_multiplier"]
-        rows.append(
-            (f"{100 * cohort:,}", f"{cohort:,}", f"{noise:.2f}", _score(results), f"{statistics.mean(lost):.1f}")
-        )
+        sizes = f"{100 * cohort:,}", f"{cohort:,}", f"{results[0]['noise_multiplier']:.2f}"
+        rows.append((*sizes, _score(results), f"{statistics.mean(lost):.1f}"))
     return f"""
 
 DP-DyLoRA with the noise of smaller federations, one client in a hundred drawn, at its full rank and the same rate:
@@ -143,8 +141,7 @@ def _cells(results: Sequence[Result]) -> dict[Key, list[Result]]:
 
 
 def _of(results: Sequence[Result], key: Key) -> list[Result]:
-    """Return those of a cell; what ran without privacy has no budget and no cohort."""
-    return [r for r in results if _key(r) == key] or [r for r in results if _key(r) == (*key[:2], None, None, None)]
+    return [result for result in results if _key(result) == key]
 
 
 def _of_dylora(results: Sequence[Result]) -> list[Result]:
@@ -152,7 +149,7 @@ def _of_dylora(results: Sequence[Result]) -> list[Result]:
 
 
 def _curve(results: Sequence[Result]) -> list[tuple[float, float]]:
-    ranks = [rank for rank in results[0].get("curve", {})]
+    ranks = list(results[0]["curve"])
     return [(float(rank), statistics.mean(100 * r["curve"][rank] for r in results)) for rank in ranks]
 
 
