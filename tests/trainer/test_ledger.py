@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
 
 import fedpeft.client
+from fedpeft.engines.apps import flower_client_app
 from fedpeft.engines.trainer import Parts
 from fedpeft.privacy.ledger import Ledger
 from fedpeft.privacy.own import Lifetime
@@ -14,6 +16,7 @@ from fedpeft.trainer.worker import Call, Worker
 from fedpeft.training.workbench import Workbench, assemble
 from tests.conftest import tiny
 from tests.trainer.conftest import body_of
+from tests.trainer.light import made
 from tests.trainer.test_engine import asking, broadcast, joining
 
 
@@ -26,7 +29,7 @@ def experiment_of(**changes: Any) -> Any:
 PRIVACY: dict[str, Any] = {
     "privacy": {
         "unit": "example",
-        "epsilon": 8.0,
+        "noise_multiplier": 1.0,
         "delta": 1e-3,
         "clip": 1.0,
         "sample_rate": 0.2,
@@ -137,3 +140,34 @@ def test_without_privacy_a_client_with_a_lifetime_budget_takes_no_part(
     trainer = Trainer(tmp_path, open_book, Lifetime(epsilon=1.0, delta=1e-3))
     (reply,) = trainer.ask(1)
     assert "lifetime budget, and the experiment has no [privacy]" in reply.error.reason
+
+
+def test_a_node_without_a_trainer_charges_the_ledger_that_its_config_names(tmp_path: Path, bench: Workbench) -> None:
+    (tmp_path / "e.toml").write_text(PRIVATE.to_toml())
+    app, ledgers = flower_client_app(tmp_path), tmp_path / "privacy"
+    config = {"partition-id": 0, "privacy-state": str(ledgers), "lifetime-epsilon": 1e-3, "lifetime-delta": 1e-3}
+
+    def replies(**changed: Any) -> list[bool]:
+        kept = {name: value for name, value in {**config, **changed}.items() if value is not None}
+        state, run_config = RecordDict(), {"experiment": "e.toml"}
+        context = Context(run_id=1, node_id=1, node_config=kept, state=state, run_config=run_config)
+        app(made(joining(bench), kind="query.join"), context)
+        return [app(made(broadcast(bench, "train", n), kind="train"), context).has_content() for n in (1, 2)]
+
+    assert replies() == [False, False]
+    assert not list(ledgers.glob("*.jsonl"))
+    assert replies(**{"lifetime-epsilon": None, "lifetime-delta": None}) == [True, True]
+    (path,) = ledgers.glob("*.jsonl")
+    assert [charge.round for charge in Ledger(path).charges()] == [1, 2]
+
+
+def test_a_trainers_node_does_not_name_another_ledger(tmp_path: Path, bench: Workbench) -> None:
+    worker = Worker(Parts(PRIVATE, ledgers=tmp_path / "privacy").answer, States(tmp_path))
+    try:
+        config = {"partition-id": 0, "privacy-state": "/elsewhere"}
+        worker.ask(asking("query.join", joining(bench), PRIVATE, node_config=config), b"join", Call())
+        reply = worker.ask(asking("train", broadcast(bench, "train"), PRIVATE, node_config=config), b"1", Call())
+    finally:
+        worker.close()
+    assert reply.error.reason == UNTOLD
+    assert not (tmp_path / "privacy").exists()
