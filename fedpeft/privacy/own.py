@@ -10,6 +10,7 @@ counted whole, as planned, from its first round. Neighbours of the two units dif
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ __all__ = ["ACCOUNTANT", "Lifetime", "OwnLedger", "Terms", "spent_by_client"]
 
 ACCOUNTANT: Final = "rdp"
 """Of several experiments."""
+_NAME = re.compile(r"[0-9a-f]{32}-([0-9]+)\.jsonl")
 
 
 @final
@@ -187,8 +189,9 @@ def spent_by_client(folder: Path, *, delta: float) -> dict[int, dict[str, float]
 def _known(folder: Path) -> dict[int, Mapping[Path, tuple[Terms, int]]]:
     """Return client -> its ledgers, with terms and number of charges; a repeated charge counts as one more."""
     found: dict[int, dict[Path, tuple[Terms, int]]] = defaultdict(dict)
-    for path in sorted(folder.glob("*-*.jsonl")):
-        found[int(path.stem.rpartition("-")[2])][path] = _terms(path), len(Ledger(path).charges())
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if named := _NAME.fullmatch(path.name):
+            found[int(named[1])][path] = _terms(path), len(Ledger(path).charges())
     return dict(found)
 
 

@@ -97,6 +97,7 @@ def test_what_cannot_be_counted_on_takes_no_part(tmp_path: Path, options: dict[s
 @pytest.mark.parametrize("damage", ["{}", "no json", '{"unit": "example"}', None])
 def test_terms_that_are_gone_or_damaged_stop_everything(tmp_path: Path, damage: str | None) -> None:
     own(tmp_path).charge(charge(1, 3), of("example"))
+    (tmp_path / "notes.jsonl").write_text("not a ledger")
     (terms,) = tmp_path.glob("*.json")
     if damage is None:
         terms.unlink()
