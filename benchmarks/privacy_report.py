@@ -17,7 +17,7 @@ _INTRODUCTION = """## What privacy costs
 
 Accuracy in percent, mean and standard deviation over seeds (how many). *Rate*: the best of the grid, which is one for
 all methods, on another seed and validation examples; *grid* is every rate's accuracy there, so that what a wrong rate
-costs can be seen. Noise is reproducible, epsilon by PRV. Made by `python -m benchmarks.privacy`; every run is in
+costs can be seen; the search itself is not charged. Noise is reproducible, epsilon by PRV. Made by `python -m benchmarks.privacy`; every run is in
 `docs/results/privacy.json`."""
 
 
