@@ -17,8 +17,8 @@ _INTRODUCTION = """## What privacy costs
 
 Accuracy in percent, mean and standard deviation over seeds (how many). *Rate*: the best of the grid, which is one for
 all methods, on another seed and validation examples; *grid* is every rate's accuracy there, so that what a wrong rate
-costs can be seen; the search itself is not charged. Noise is reproducible, epsilon by PRV. Made by `python -m benchmarks.privacy`; every run is in
-`docs/results/privacy.json`."""
+costs can be seen. The search itself is not charged. Noise is reproducible, epsilon by PRV. Made by
+`python -m benchmarks.privacy`; every run is in `docs/results/privacy.json`."""
 
 
 def section(parts: Mapping[str, Part]) -> str:
