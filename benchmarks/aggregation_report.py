@@ -3,10 +3,10 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
-from xml.etree import ElementTree
 
-from benchmarks.jobs import ROOT, table
-from fedpeft.report.plot import PALETTE, Point, element, line_plot
+from benchmarks.drawing import draw
+from benchmarks.jobs import table
+from fedpeft.report.plot import Point
 
 __all__ = ["section"]
 
@@ -41,7 +41,7 @@ def _part(name: str, part: Part) -> str:
     own, shared = (_by_strategy(part[key]) for key in ("own", "shared"))
     rows = sorted((_row(strategy, own[strategy], shared[strategy]) for strategy in own), key=lambda row: -row[0])
     rate = shared["fedavg"][0]["rate"]
-    _draw(f"aggregation_{name}", "||R|| / ||DW*|| by round, seed 0", _losses(own))
+    draw(f"aggregation_{name}", "||R|| / ||DW*|| by round, seed 0", _losses(own))
     grid = ", ".join(f"{rate:g}" for rate in sorted({result["rate"] for result in part["tuning"]}))
     return f"""### {name}
 
@@ -110,7 +110,7 @@ def _swept(sweep: Sequence[Result]) -> str:
         for name in ("fedavg", "lora_fair")
         for steps in sorted({steps for steps, _ in settings})
     }
-    _draw("aggregation_sweep", "first round's ||R|| / ||DW*|| against rate x local steps", series, across="length")
+    draw("aggregation_sweep", "first round's ||R|| / ||DW*|| against rate x local steps", series, across="length")
     return f"""### How far clients go alone: local steps x learning rate
 
 CLINC150 by domain, seed 0, as many examples in every cell: accuracy, and in brackets the first round's
@@ -129,15 +129,3 @@ def _first(result: Result) -> float | None:
 def _swept_cell(result: Result) -> str:
     lost = _first(result)
     return f"{100 * result['accuracy']:.1f}" + (f" ({lost:.1e})" if lost is not None else "")
-
-
-def _draw(name: str, title: str, series: Mapping[str, Sequence[Point]], across: str = "round") -> None:
-    """Write docs/results/NAME.svg: the figure's drawing with style and legend inside."""
-    figure = line_plot(title, series, words=lambda value: f"{value:.2g}", across=across)
-    drawing = next(child for child in figure if child.tag == "svg")
-    drawing.set("xmlns", "http://www.w3.org/2000/svg")
-    drawing.insert(0, element("style", "text{font:9px sans-serif;fill:#555}.grid{stroke:#ddd}"))
-    for index, line in enumerate(series):
-        drawing.append(element("text", line, x=340, y=20 + 12 * index, style=f"fill:{PALETTE[index % len(PALETTE)]}"))
-    path = ROOT / "docs" / "results" / f"{name}.svg"
-    path.write_bytes(ElementTree.tostring(drawing))

@@ -15,16 +15,22 @@ DATA = Path(os.environ.get("FEDPEFT_DATA", ROOT.parent / "shared" / "data"))
 
 
 def run_jobs(
-    work: Callable[[Any], dict[str, Any]], jobs: Mapping[str, Any], *, workers: int, log: Path
+    work: Callable[[Any], dict[str, Any]],
+    jobs: Mapping[str, Any],
+    *,
+    workers: int,
+    log: Path,
+    tasks_per_process: int = 1,
 ) -> list[dict[str, Any]]:
     """Return each job's result, in job order; one line is printed and kept in the log as each ends.
 
     A job whose key is in the log already is not run again, so that an interrupted benchmark goes on where it was; the
-    key names all that the result depends on but the code. Delete the log to run everything afresh.
+    key names all that the result depends on but the code. Delete the log to run everything afresh. Where neither
+    time nor memory is measured, a process may do several jobs and save its start.
     """
-    results = _logged(log, set(jobs))
+    results = read_log(log, jobs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=tasks_per_process) as pool:
         futures = {pool.submit(work, job): key for key, job in jobs.items() if key not in results}
         for done in as_completed(futures):
             key = futures[done]
@@ -35,11 +41,13 @@ def run_jobs(
     return [results[key] for key in jobs]
 
 
-def _logged(log: Path, keys: set[str]) -> dict[str, dict[str, Any]]:
+def read_log(log: Path, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return key -> result of those that ended, in the keys' order."""
     log.parent.mkdir(parents=True, exist_ok=True)
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     rows = [json.loads(line) for line in lines]
-    return {row["key"]: row["result"] for row in rows if row["key"] in keys}
+    found = {row["key"]: row["result"] for row in rows}
+    return {key: found[key] for key in keys if key in found}
 
 
 def write_results(name: str, results: dict[str, Any]) -> Path:

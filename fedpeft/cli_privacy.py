@@ -3,13 +3,16 @@
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from fedpeft.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from fedpeft.privacy.mechanism import Mechanism
 
 __all__ = ["privacy_app"]
 
@@ -46,8 +49,65 @@ def plan(
 
 
 @privacy_app.command()
-def spent(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
-    """Print what a run, finished or not, has spent, and what may be claimed, as JSON."""
+def spent(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="A run directory; of several, what they cost together.")
+    ],
+    delta: Annotated[float | None, typer.Option(help="Of several runs; the least of theirs when not given.")] = None,
+) -> None:
+    """Print what a run, finished or not, has spent, and what may be claimed, as JSON; of several, together."""
+    if len(runs) > 1:
+        typer.echo(json.dumps(_together(runs, delta), indent=1))
+        return
+    if delta is not None:
+        raise InputError("--delta: without effect on one run, whose delta is its experiment's; leave it out")
+    made, charged = _charged(runs[0])
+    typer.echo(json.dumps(made.statement(charged), indent=1))
+
+
+@privacy_app.command()
+def own(
+    state: Annotated[Path, typer.Argument(metavar="STATE", help="Of a trainer, or of a node's privacy-state.")],
+    delta: Annotated[float, typer.Option(help="Probability with which epsilon may not hold.")],
+) -> None:
+    """Print, as JSON, what each client of this machine has spent over all experiments, by its own ledgers."""
+    from fedpeft.privacy.own import ACCOUNTANT, spent_by_client
+
+    folder = state / "privacy" if (state / "privacy").is_dir() else state
+    if not (found := spent_by_client(folder, delta=delta)):
+        raise InputError(f"{state}: no ledger of any client is there; name the --state of a trainer, or privacy-state")
+    typer.echo(json.dumps({"delta": delta, "accountant": ACCOUNTANT, "epsilon": found}, indent=1))
+
+
+def _together(runs: list[Path], delta: float | None) -> dict[str, Any]:
+    """Return what runs cost those who are in all of them."""
+    from fedpeft.privacy.accounting import Releases, composed
+    from fedpeft.privacy.own import ACCOUNTANT
+
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise InputError("a run is given twice; it was paid for once")
+    found = {str(run): _charged(run) for run in runs}
+    if len(units := {made.privacy.unit for made, _ in found.values()}) > 1:
+        raise InputError(f"units {sorted(units)}: neighbours of an example and of a client differ; give runs of one")
+    if large := [name for name, (made, _) in found.items() if made.privacy.population is not None]:
+        raise InputError(f"{', '.join(large)}: has the noise of a larger federation and says nothing of these clients")
+    least = min(made.privacy.delta for made, _ in found.values()) if delta is None else delta
+    parts = [
+        Releases(noise_multiplier=made.noise_multiplier, sample_rate=made.sample_rate, steps=made.steps * charged)
+        for made, charged in found.values()
+    ]
+    return {
+        "unit": units.pop(),
+        "epsilon": composed(parts, delta=least, accountant=ACCOUNTANT),
+        "delta": least,
+        "accountant": ACCOUNTANT,
+        "composition": "over all runs, for whoever takes part in each of them and is charged most in each",
+        "runs": {name: made.statement(charged) for name, (made, charged) in found.items()},
+    }
+
+
+def _charged(run: Path) -> tuple["Mechanism", int]:
+    """Return a run's mechanism and the rounds of the one who is charged most."""
     from fedpeft.privacy.mechanism import mechanism
     from fedpeft.report.run_directory import RunDirectory
 
@@ -58,8 +118,7 @@ def spent(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directo
     if not (shares := directory.partition()):
         raise InputError(f"{run}: its clients are not dealt yet, so nothing was spent")
     made = mechanism(experiment.privacy, train=experiment.train, rounds=experiment.rounds, num_clients=len(shares))
-    charged = directory.ledger.charged_rounds(experiment.privacy.unit)
-    typer.echo(json.dumps(made.statement(charged), indent=1))
+    return made, directory.ledger.charged_rounds(experiment.privacy.unit)
 
 
 @privacy_app.command()

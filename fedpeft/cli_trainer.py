@@ -24,12 +24,19 @@ def trainer(
     overrides: Annotated[
         list[str] | None, typer.Option("--override", "--set", metavar="KEY=VALUE", help="Change one of its keys.")
     ] = None,
+    lifetime_epsilon: Annotated[
+        float | None, typer.Option(help="Privacy budget of each client over all experiments, by Renyi's accountant.")
+    ] = None,
+    lifetime_delta: Annotated[float | None, typer.Option(help="Probability with which it may not hold.")] = None,
 ) -> None:
     """Hold model and data for a node's Flower app."""
     if overrides and experiment is None:
         raise InputError("--override changes the file of --experiment; give that too, or leave it out")
     settings = config.load(experiment, overrides or []) if experiment else None
     logging.getLogger("fedpeft").setLevel(logging.INFO)
+    from fedpeft.privacy.own import Lifetime
+
+    lifetime = Lifetime.of(lifetime_epsilon, lifetime_delta, where="--lifetime-epsilon, --lifetime-delta")
     from fedpeft.engines.trainer import run_trainer
 
-    run_trainer(listen, state, settings)
+    run_trainer(listen, state, settings, lifetime=lifetime)

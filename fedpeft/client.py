@@ -17,7 +17,8 @@ from fedpeft import __version__
 from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
 from fedpeft.errors import FedpeftError, WireError
-from fedpeft.privacy.ledger import Charge, Ledger
+from fedpeft.privacy.ledger import Charge
+from fedpeft.privacy.own import OwnLedger
 from fedpeft.rounds.memory import forget, recall, remember
 from fedpeft.strategies.base import Turn
 from fedpeft.strategies.ranks import padded, sliced
@@ -48,7 +49,7 @@ class Node:
     """The experiment this node takes part in."""
     workbench: Callable[[Context, bytes], Workbench]
     """All parts, built with the server's plan and kept between messages."""
-    ledger: Callable[[Context, Experiment], Ledger | None] = lambda *_: None
+    ledger: Callable[[Context, Experiment], OwnLedger | None] = lambda *_: None
     """Where this node itself keeps what its data's privacy has cost, whatever servers say; None where it does not."""
 
 
@@ -66,9 +67,7 @@ def client_app(node: Node) -> ClientApp:
 
     @app.evaluate()
     def _evaluate(message: Message, context: Context) -> Message:
-        return _answer(
-            message, context, node, lambda: evaluate(message, context, node.workbench(context, _plan(context)))
-        )
+        return _answer(message, context, node, lambda: _evaluated(message, context, node))
 
     return app
 
@@ -111,7 +110,14 @@ def _trained(message: Message, context: Context, node: Node) -> RecordDict:
     return train(message, context, bench, node.ledger(context, bench.experiment))
 
 
-def train(message: Message, context: Context, bench: Workbench, ledger: Ledger | None = None) -> RecordDict:
+def _evaluated(message: Message, context: Context, node: Node) -> RecordDict:
+    bench = node.workbench(context, _plan(context))
+    if (ledger := node.ledger(context, bench.experiment)) is not None:
+        ledger.admit(bench.mechanism)
+    return evaluate(message, context, bench)
+
+
+def train(message: Message, context: Context, bench: Workbench, ledger: OwnLedger | None = None) -> RecordDict:
     """Train the received adapter on this client's data and return the encoded change.
 
     A ledger of the client's own is charged before its data is touched.
@@ -122,7 +128,7 @@ def train(message: Message, context: Context, bench: Workbench, ledger: Ledger |
     """
     began = time.monotonic()
     header, turn = _receive(message, context, bench, kind="train")
-    if ledger is not None and bench.mechanism is not None:
+    if ledger is not None:
         charge = Charge(round=turn.round_number, clients=(header.client,), inputs=turn.received.digest())
         ledger.charge(charge, bench.mechanism)
     examples, _ = bench.client_examples(header.client)

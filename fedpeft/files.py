@@ -36,30 +36,36 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, refusal: str, patience: float = 0.0) -> Iterator[None]:
+def locked(path: Path, *, refusal: str | None, patience: float = 0.0) -> Iterator[None]:
     """Let one process at a time have this lock; the kernel gives it back however that process ends.
 
-    The path is a folder, or a file, which is made where it is missing; another's lock is waited for so many seconds.
+    The path is a folder, or a file, which is made where it is missing; another's lock is waited for so many seconds, and
+    without words of refusal for as long as it takes.
 
     Raises:
         InputError: another has it; with the refusal's words.
     """
-    import fcntl
-
-    deadline = time.monotonic() + patience
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_WRONLY | os.O_CREAT, 0o644)
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= deadline:
-                    raise InputError(refusal) from error
-                time.sleep(_LOOK_SECONDS)
+        _take(descriptor, refusal, patience)
         yield
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, refusal: str | None, patience: float) -> None:
+    import fcntl
+
+    if refusal is None:
+        return fcntl.flock(descriptor, fcntl.LOCK_EX)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                raise InputError(refusal) from error
+            time.sleep(_LOOK_SECONDS)
 
 
 def commit_folder(partial: Path, final: Path) -> None:

@@ -19,9 +19,12 @@ from fedpeft.cli import main
 from fedpeft.engines import inline, start
 from fedpeft.inference import FinishedRun, open_run
 from fedpeft.models.base import Wanted
+from fedpeft.privacy.ledger import Charge
+from fedpeft.privacy.own import OwnLedger
 from fedpeft.training.loop import to_device
 from tests.conftest import merged, tiny
 from tests.e2e.test_inline import digest
+from tests.privacy.test_ledger import of
 
 BERT: dict[str, Any] = {"name": "tiny", "architecture": "bert", "hidden_size": 16, "num_layers": 1, "num_heads": 2}
 LLAMA = {**BERT, "architecture": "llama"}
@@ -331,3 +334,32 @@ def test_what_a_run_has_spent_is_read_from_its_ledger(run: Run, tmp_path: Path) 
     refused = run("privacy", "spent", tmp_path / "plain")
     assert refused.code == 2
     assert "without [privacy]" in refused.err
+
+
+def test_what_two_runs_cost_together_is_between_the_larger_and_the_sum(run: Run, tmp_path: Path) -> None:
+    strategy = {"name": "fedavg", "weighting": "uniform"}
+    table = {"unit": "client", "noise_multiplier": 3.0, "delta": 1e-5, "clip": 1.0, "accountant": "rdp"}
+    alone = [
+        inline.simulate(tiny(tmp_path / name, privacy=table | change, strategy=strategy))["privacy"]["epsilon"]
+        for name, change in (("one", {}), ("two", {"noise_multiplier": 5.0, "delta": 1e-4}))
+    ]
+
+    said = json.loads(run("privacy", "spent", tmp_path / "one", tmp_path / "two").out)
+
+    assert (said["delta"], said["unit"], len(said["runs"])) == (1e-5, "client", 2)
+    assert alone[0] < said["epsilon"] < alone[0] + alone[1] + 1
+    more = json.loads(run("privacy", "spent", tmp_path / "one", tmp_path / "two", "--delta=1e-8").out)
+    assert more["epsilon"] > said["epsilon"]
+    assert "given twice" in run("privacy", "spent", tmp_path / "one", tmp_path / "one").err
+    assert "without effect on one run" in run("privacy", "spent", tmp_path / "one", "--delta=1e-8").err
+
+
+def test_a_clients_own_ledgers_are_read_from_its_state(run: Run, tmp_path: Path) -> None:
+    ledger = OwnLedger(folder=tmp_path / "privacy", experiment="f" * 64, client=1)
+    made = of("example")
+    ledger.charge(Charge(round=1, clients=(1,), inputs="x"), made)
+
+    said = json.loads(run("privacy", "own", tmp_path, "--delta=1e-5").out)
+
+    assert said["epsilon"]["1"]["example"] == pytest.approx(made.spent(1))
+    assert "no ledger of any client" in run("privacy", "own", tmp_path / "privacy" / "none", "--delta=1e-5").err

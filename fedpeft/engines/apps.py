@@ -19,14 +19,17 @@ from fedpeft.errors import ConfigError
 from fedpeft.trainer.forward import forward
 
 if TYPE_CHECKING:
+    from fedpeft.privacy.own import OwnLedger
     from fedpeft.training.workbench import Workbench
 
-__all__ = ["TRAINER_KEY", "flower_client_app", "flower_server_app", "split_override"]
+__all__ = ["LEDGER_KEYS", "TRAINER_KEY", "flower_client_app", "flower_server_app", "split_override"]
 
 _LOG = logging.getLogger("flwr.fedpeft")
 """Below Flower's own logger, so that it comes out where Flower's lines do, and so in ``flwr log``."""
 TRAINER_KEY = "trainer"
 """In the node config: the address of the trainer that answers for this node."""
+LEDGER_KEYS = ("privacy-state", "lifetime-epsilon", "lifetime-delta")
+"""In the config of a node without a trainer: its own ledger's folder, and its budget over all experiments."""
 
 
 def flower_server_app(folder: Path) -> ServerApp:
@@ -76,7 +79,48 @@ def _own_app(folder: Path) -> ClientApp:
     def workbench(context: Context, plan: bytes) -> "Workbench":
         return _workbench(folder, *_keys(context), plan)
 
-    return client_app(Node(experiment=lambda context: _experiment(folder, context), workbench=workbench))
+    def experiment(context: Context) -> Experiment:
+        return _experiment(folder, context)
+
+    return client_app(Node(experiment=experiment, workbench=workbench, ledger=_ledger))
+
+
+def _ledger(context: Context, experiment: Experiment) -> "OwnLedger | None":
+    """Return the node's own ledger where its config has one; say it where a private experiment goes without.
+
+    Raises:
+        InputError: half a lifetime budget, or one without a folder.
+    """
+    from fedpeft.privacy.own import Lifetime, OwnLedger
+
+    folder, epsilon, delta = (context.node_config.get(key) for key in LEDGER_KEYS)
+    lifetime = Lifetime.of(_number(epsilon), _number(delta), where="node config: lifetime-epsilon, lifetime-delta")
+    if folder is None and lifetime is not None:
+        raise ConfigError("node config: lifetime-epsilon without privacy-state; name the folder of the ledger too")
+    if folder is None:
+        if experiment.privacy is not None:
+            _LOG.warning(
+                "no ledger of this node's own: what its data's privacy costs is counted by the server alone; set "
+                "privacy-state in the node config, or run a trainer"
+            )
+        return None
+    if not Path(str(folder)).is_absolute():
+        raise ConfigError(
+            f"node config: privacy-state = {folder!r}: expected an absolute path; the ledger must be found"
+        )
+    client = int(context.node_config["partition-id"])
+    return OwnLedger(folder=Path(str(folder)), experiment=experiment.hash, client=client, lifetime=lifetime)
+
+
+def _number(value: object) -> float | None:
+    """Return what a node config says of a budget.
+
+    Raises:
+        ConfigError: no number.
+    """
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise ConfigError(f"node config: expected a number for a lifetime budget, got {value!r}")
 
 
 def split_override(override: str) -> list[str]:

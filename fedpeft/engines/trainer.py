@@ -17,9 +17,9 @@ from fedpeft import config
 from fedpeft.adapters.plan import Plan
 from fedpeft.client import Node, client_app
 from fedpeft.config import Experiment
-from fedpeft.engines.apps import split_override
+from fedpeft.engines.apps import LEDGER_KEYS, split_override
 from fedpeft.errors import ConfigError
-from fedpeft.privacy.ledger import Ledger
+from fedpeft.privacy.own import Lifetime, OwnLedger
 from fedpeft.rounds.roster import job_of
 from fedpeft.trainer.address import parse
 from fedpeft.trainer.message import Question
@@ -37,13 +37,17 @@ _LOG = logging.getLogger(__name__)
 class Parts:
     """The parts of the experiment that was last worked for."""
 
-    def __init__(self, pinned: Experiment | None = None, *, ledgers: Path | None = None) -> None:
+    def __init__(
+        self, pinned: Experiment | None = None, *, ledgers: Path | None = None, lifetime: Lifetime | None = None
+    ) -> None:
         """Take the one experiment that is worked for; where there is none, each question brings its own.
 
-        ``ledgers`` is the folder of what each client's data has cost in each experiment, over all its runs.
+        ``ledgers`` is the folder of what each client's data has cost in each experiment, over all its runs, and
+        ``lifetime`` the budget over all experiments.
         """
         self._pinned = pinned
         self._ledgers = ledgers
+        self._lifetime = lifetime
         self._held: tuple[str, bytes, Workbench] | None = None
 
     def answer(self, question: Question, message: Message, context: Context, call: Call) -> Message:
@@ -56,8 +60,8 @@ class Parts:
                 watched.callback(hook.remove)
                 return bench
 
-            def ledger(_: Context, experiment: Experiment) -> Ledger | None:
-                return self._ledger(experiment, question.client)
+            def ledger(_: Context, experiment: Experiment) -> OwnLedger | None:
+                return self._ledger(experiment, question)
 
             own = Node(experiment=lambda _: self._experiment(question), workbench=workbench, ledger=ledger)
             return client_app(own)(message, context)
@@ -83,11 +87,17 @@ class Parts:
             _LOG.info("loaded experiment=%s seconds=%.1f", job_of(experiment), time.monotonic() - began)
         return self._held[2]
 
-    def _ledger(self, experiment: Experiment, client: int) -> Ledger | None:
+    def _ledger(self, experiment: Experiment, question: Question) -> OwnLedger | None:
+        if found := [key for key in LEDGER_KEYS if key in question.node_config]:
+            raise ConfigError(
+                f"node config: {', '.join(found)} without effect, since this node has a trainer, which keeps the "
+                "ledger in its --state and has --lifetime-epsilon and --lifetime-delta; leave them out"
+            )
         if self._ledgers is None:
             return None
-        self._ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return Ledger(self._ledgers / f"{experiment.hash[:32]}-{client}.jsonl")
+        return OwnLedger(
+            folder=self._ledgers, experiment=experiment.hash, client=question.client, lifetime=self._lifetime
+        )
 
     def _experiment(self, question: Question) -> Experiment:
         if self._pinned is not None:
@@ -102,13 +112,17 @@ class Parts:
         return config.read(question.experiment, overrides, where=name, name=Path(name).stem)
 
 
-def run_trainer(listen: str, state: Path, experiment: Experiment | None = None) -> None:
+def run_trainer(
+    listen: str, state: Path, experiment: Experiment | None = None, *, lifetime: Lifetime | None = None
+) -> None:
     """Answer questions until SIGTERM or SIGINT; what clients keep is in the folder ``state``.
+
+    ``lifetime`` is the privacy budget of each client over all experiments.
 
     Raises:
         InputError: the address or the folder cannot be had, or data or model of the experiment cannot be read.
     """
-    address, parts = parse(listen), Parts(experiment, ledgers=state / "privacy")
+    address, parts = parse(listen), Parts(experiment, ledgers=state / "privacy", lifetime=lifetime)
     with opened(state) as states, _stopping() as stop:
         worker = Worker(parts.answer, states)
         try:

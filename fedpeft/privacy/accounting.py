@@ -9,16 +9,20 @@ added. GDP's epsilon is that of a limit theorem and may be too small, so it is r
 
 import math
 import warnings
-from typing import Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, final, get_args
 
 import numpy as np
 from opacus.accountants import PRVAccountant, RDPAccountant
 
 from fedpeft.errors import ConfigError
 
-__all__ = ["Accountant", "epsilon", "noise_multiplier"]
+__all__ = ["Accountant", "Releases", "composed", "epsilon", "noise_multiplier"]
 
 Accountant = Literal["prv", "rdp"]
+_History = Sequence[tuple[float, float, int]]
+"""(noise multiplier, sample rate, steps), as Opacus has it."""
 
 ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *range(11, 64), 80, 96, 128, 192, 256, 384, 512)
 """Of the Renyi divergences that RDP takes the best of: Opacus's, and larger ones for strong privacy."""
@@ -31,6 +35,16 @@ CLOSENESS = 1.001
 """By how much a noise multiplier may exceed the least that will do."""
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Releases:
+    """So many steps of one Gaussian mechanism on random batches."""
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+
+
 def epsilon(
     *, noise_multiplier: float, sample_rate: float, steps: int, delta: float, accountant: Accountant = "prv"
 ) -> float:
@@ -40,15 +54,28 @@ def epsilon(
         ConfigError: a number out of its bounds, an accountant that is not trusted, or so little noise that PRV cannot
             resolve it.
     """
+    one = Releases(noise_multiplier=noise_multiplier, sample_rate=sample_rate, steps=steps)
+    return composed([one], delta=delta, accountant=accountant)
+
+
+def composed(parts: Sequence[Releases], *, delta: float, accountant: Accountant) -> float:
+    """Return an epsilon that holds at this delta for all of these releases of the same records together.
+
+    RDP's holds as a limit (a filter) even where a later part was chosen after seeing what an earlier one gave
+    (Lecuyer 2021, arXiv 2103.01379); PRV's is of parts that were fixed beforehand.
+
+    Raises:
+        ConfigError: as for epsilon.
+    """
     _require_known(accountant)
-    _require(sample_rate=sample_rate, steps=steps, delta=delta)
-    if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
-        raise ConfigError(f"noise_multiplier: expected a finite number above 0, got {noise_multiplier}")
-    if steps == 0:
+    for part in parts:
+        _require(sample_rate=part.sample_rate, steps=part.steps, delta=delta)
+        if not (math.isfinite(part.noise_multiplier) and part.noise_multiplier > 0):
+            raise ConfigError(f"noise_multiplier: expected a finite number above 0, got {part.noise_multiplier}")
+    history = [(part.noise_multiplier, part.sample_rate, part.steps) for part in parts if part.steps]
+    if not history:
         return 0.0
-    if accountant == "rdp":
-        return _rdp(noise_multiplier, sample_rate, steps, delta)
-    return _prv(noise_multiplier, sample_rate, steps, delta)
+    return _rdp(history, delta) if accountant == "rdp" else _prv(history, delta)
 
 
 def noise_multiplier(
@@ -77,7 +104,7 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, account
     spend = _rdp if accountant == "rdp" else _prv
 
     def fits(noise: float) -> bool:
-        return spend(noise, sample_rate, steps, delta) <= target
+        return spend([(noise, sample_rate, steps)], delta) <= target
 
     enough = start
     while not fits(enough):
@@ -93,26 +120,27 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, account
     return enough
 
 
-def _rdp(noise: float, sample_rate: float, steps: int, delta: float) -> float:
+def _rdp(history: _History, delta: float) -> float:
     accountant = RDPAccountant()
-    accountant.history = [(noise, sample_rate, steps)]
+    accountant.history = [*history]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", UserWarning)  # the best order is the first or last: the bound holds, is loose
         found = float(accountant.get_epsilon(delta=delta, alphas=list(ORDERS)))
     return max(0.0, found)
 
 
-def _prv(noise: float, sample_rate: float, steps: int, delta: float) -> float:
-    reach = 2 * (_rdp(noise, sample_rate, steps, delta / 4000) + 3)
+def _prv(history: _History, delta: float) -> float:
+    reach, steps = 2 * (_rdp(history, delta / 4000) + 3), sum(steps for _, _, steps in history)
     points = reach * math.sqrt(steps * math.log(12_000 / delta) / 2) / RESOLUTION
     if points > MOST_POINTS:
+        noise = ", ".join(f"{noise:.4g} over {steps} steps at sample_rate {rate}" for noise, rate, steps in history)
         raise ConfigError(
-            f"noise_multiplier: {noise:.4g} over {steps} steps at sample_rate {sample_rate} is too little for "
+            f"noise_multiplier: {noise} is too little for "
             f"accountant prv, whose grid would have {points:.1e} points, allowed are {MOST_POINTS:.1e}; add noise, "
             "or use accountant rdp"
         )
     accountant = PRVAccountant()
-    accountant.history = [(noise, sample_rate, steps)]
+    accountant.history = [*history]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", RuntimeWarning)

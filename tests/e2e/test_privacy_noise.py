@@ -152,3 +152,21 @@ def test_of_too_few_nothing_is_released_and_the_mean_is_over_all_who_were_asked(
         run("one")
     assert [record.round for record in RunDirectory.open(tmp_path / "one").records()] == [0]
     assert len(RunDirectory.open(tmp_path / "one").ledger.charges()) == 1
+
+
+def test_reproducible_noise_over_other_replies_is_other_noise(tmp_path: Path) -> None:
+    """Else the two releases' difference would be the replies' difference, with no noise at all."""
+    _, keeper, state = made(tmp_path, table(noise_multiplier=2.0, noise="reproducible"), clients=4)
+    strategy, slots = keeper.bench.strategy, keeper.bench.adapted.attached.slots
+    small = ClientUpdate(client=0, delta=state.adapter.map(lambda t: torch.full_like(t, 1e-9)), num_examples=1)
+    fewer = strategy.accumulate(strategy.start(), strategy.prepare(slots, state, small))
+    more = strategy.accumulate(fewer, strategy.prepare(slots, state, small))
+
+    def released(total: Any, round_number: int = 1) -> torch.Tensor:
+        noised = keeper.noised(total, state, round_number).tensors
+        return torch.cat([tensor.double().flatten() for tensor in noised.values()])
+
+    assert torch.equal(released(fewer), released(fewer))
+    for other in (released(more), released(fewer, round_number=2)):
+        difference = other - released(fewer)
+        assert float(difference.std()) >= 0.95 * 2**0.5 * 2.0 * 0.5

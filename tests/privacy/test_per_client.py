@@ -36,6 +36,22 @@ def test_the_norm_of_all_tensors_together_is_never_above_the_clip_and_never_nan(
         np.testing.assert_allclose(got, flat * min(1.0, norm / length if length else 1.0), rtol=1e-6, atol=1e-44)
 
 
+def test_ten_thousand_updates_of_all_sizes_are_within_the_clip() -> None:
+    drawn = np.random.default_rng(3)
+    scales = 10.0 ** drawn.uniform(-38, 38, (10_000, 2))
+    scales[drawn.random((10_000, 2)) < 0.05] = np.nan
+    scales[drawn.random((10_000, 2)) < 0.05] = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        arrays = (drawn.normal(size=(10_000, 2, 5)) * scales[:, :, None]).astype(np.float32)
+    sizes = []
+    for row in torch.from_numpy(arrays):
+        found = clipped(Tensors({"a": row[0], "b": row[1]}), 0.7)
+        sizes.append(float(torch.cat(list(found.values())).double().norm()))
+    assert max(sizes) <= 0.7 * (1 + 1e-6)
+    assert np.isfinite(sizes).all()
+    assert np.mean(np.abs(np.array(sizes) / 0.7 - 1) < 1e-6) > 0.4, "some are cut"
+
+
 def privacy(noise: str) -> Privacy:
     return Privacy.model_validate({"unit": "client", "delta": 1e-5, "clip": 1.0, "epsilon": 1.0, "noise": noise})
 

@@ -3,8 +3,11 @@
 from collections import Counter
 from itertools import combinations
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom, chisquare
 
 from fedpeft.rounds.sampling import draw_cohort
 
@@ -41,3 +44,21 @@ def test_every_pair_is_as_likely_as_any_other() -> None:
 def test_another_seed_draws_others() -> None:
     cohorts = {tuple(draw_cohort(50, 5, seed=seed, round_number=1)) for seed in range(20)}
     assert len(cohorts) == 20
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["the mechanism's generator", "seed and round"])
+def test_a_poisson_cohort_is_of_independent_draws_at_the_rate(given: bool) -> None:
+    """What the accountant amplifies by: sizes are binomial, and each pair is drawn as often as its rate squared."""
+    num_rounds, clients, rate = 20_000, 8, 3 / 8
+    generator = torch.Generator().manual_seed(11) if given else None
+    cohorts = [
+        draw_cohort(clients, 3, seed=4, round_number=number, sampling="poisson", generator=generator)
+        for number in range(1, num_rounds + 1)
+    ]
+    sizes = Counter(map(len, cohorts))
+    expected = num_rounds * binom.pmf(range(clients + 1), clients, rate)
+    assert chisquare([sizes[size] for size in range(clients + 1)], expected).pvalue > 1e-4
+    pairs = Counter(pair for cohort in cohorts for pair in combinations(cohort, 2))
+    deviation = (num_rounds * rate**2 * (1 - rate**2)) ** 0.5
+    assert len(pairs) == clients * (clients - 1) / 2
+    assert all(abs(count - num_rounds * rate**2) < 5 * deviation for count in pairs.values())
