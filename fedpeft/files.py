@@ -39,8 +39,8 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 def locked(path: Path, *, refusal: str | None, patience: float = 0.0) -> Iterator[None]:
     """Let one process at a time have this lock; the kernel gives it back however that process ends.
 
-    The path is a folder, or a file, which is made where it is missing; another's lock is waited for so many seconds, and
-    without words of refusal for as long as it takes.
+    The path is a folder, or a file, which is made where it is missing. Another's lock is waited for so many seconds,
+    and without words of refusal for as long as it takes.
 
     Raises:
         InputError: another has it; with the refusal's words.
