@@ -14,9 +14,9 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 demo: $(WITH_DEMO)
 	$(BIN)/fedpeft simulate simulations/quickstart.toml --out runs/quickstart --overwrite
 
-# A process a core; the tests of one file stay together, since they share what they start.
+# A process a core, and one thread each; the tests of one file stay together, since they share what they start.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Nightly: a million damaged bodies of all codecs; the suite has ten thousand.
 fuzz: $(INSTALLED)
