@@ -32,7 +32,7 @@ __all__ = [
 
 WITHOUT_EFFECT = ("output", "simulation")
 """Tables that do not change the result."""
-_LATER = {"compute": ("cache_frozen", "cache_bytes")}
+_LATER = {"compute": ("gradient_checkpointing", "cache_frozen", "cache_bytes")}
 """Keys that came after runs had begun: at their defaults they are left out of the hash, so that these go on."""
 
 
@@ -158,10 +158,15 @@ class Compute(Frozen):
 
     num_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Threads of one process; part of what makes a run reproducible to the bit."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: forward and backward by autocast, adapters and optimizer in float32; for hardware that has it."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """bfloat16: forward and backward by autocast, adapters and optimizer in float32; for hardware that has it.
+
+    auto: whichever a short measurement finds faster when ``fedpeft simulate`` begins; the run is then of that one.
+    """
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda|cuda:\d+)$", examples=["cpu", "cuda", "cuda:0"])
     """Where tensors live."""
+    gradient_checkpointing: bool = False
+    """Compute each block's activations again when going backward: less memory, about a third more time."""
     cache_frozen: bool = False
     """Compute once, and keep on this machine, what enters the lowest block the adapter touches; no dropout below it."""
     cache_bytes: int = Field(default=4 * 2**30, ge=1)

@@ -14,6 +14,7 @@ from fedpeft.models.base import Loaded, Wanted
 from fedpeft.models.fingerprint import base_hash
 from fedpeft.tasks.base import Task
 from fedpeft.tensors import Tensors
+from fedpeft.training.hardware import recompute_blocks, require_hardware
 from fedpeft.training.planning import make_plan
 from fedpeft.training.pretrain import pretrained
 
@@ -54,6 +55,7 @@ def adapt(experiment: Experiment, label_names: tuple[str, ...], plan: Plan | Non
     Raises:
         InputError: a part cannot be built, or the method cannot serve the model.
     """
+    require_hardware(experiment.compute)
     _use_threads(experiment.compute.num_threads)
     task: Task = experiment.task.build()
     adapter: Adapter = experiment.adapter.build()
@@ -64,6 +66,8 @@ def adapt(experiment: Experiment, label_names: tuple[str, ...], plan: Plan | Non
     attached = adapter.attach(loaded.model, plan)
     attached = attached.with_bound(head_bounds(attached.model, head))
     attached.model.eval().to(experiment.compute.device)
+    if experiment.compute.gradient_checkpointing:
+        recompute_blocks(attached.model)
     return Adapted(
         task=task,
         adapter=adapter,
