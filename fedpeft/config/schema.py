@@ -32,7 +32,7 @@ __all__ = [
 
 WITHOUT_EFFECT = ("output", "simulation")
 """Tables that do not change the result."""
-_LATER = {"compute": ("gradient_checkpointing", "cache_frozen", "cache_bytes")}
+_LATER = {"compute": ("quantization", "gradient_checkpointing", "cache_frozen", "cache_bytes")}
 """Keys that came after runs had begun: at their defaults they are left out of the hash, so that these go on."""
 
 
@@ -165,6 +165,8 @@ class Compute(Frozen):
     """
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda|cuda:\d+)$", examples=["cpu", "cuda", "cuda:0"])
     """Where tensors live."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Bits of the frozen base's linear layers, by bitsandbytes (``pip install 'fedpeft[quantization]'``)."""
     gradient_checkpointing: bool = False
     """Compute each block's activations again when going backward: less memory, about a third more time."""
     cache_frozen: bool = False
