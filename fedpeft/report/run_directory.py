@@ -31,6 +31,7 @@ _OWNED = (
     "report.html",
     "checkpoints",
     "clients",
+    "journal",
     "adapter",
     _CONFIG,
 )

@@ -7,7 +7,7 @@ up neither the sending nor, within these bounds, the fetching of others.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import final
 
@@ -24,22 +24,28 @@ _NOT_SENT = 1001
 
 
 def in_order(
-    grid: Grid, outgoing: Iterable[tuple[int, Message]], *, window: int, timeout: float, longest: float = math.inf
+    grid: Grid,
+    outgoing: Iterable[tuple[int, Message]],
+    *,
+    window: int,
+    timeout: float,
+    longest: float = math.inf,
+    arrived: Callable[[int, Message], None] = lambda *_: None,
 ) -> Iterator[tuple[int, Message | None]]:
     """Yield (client, reply) in the order of ``outgoing``; None stands for a reply that did not come in time.
 
     A message that the grid does not take is answered with an error at once. A reply is asked for until its message has
     timed out, and never after. ``timeout`` is of each message from when it is sent, ``longest`` of all of them from
-    now; what is still to be sent then never is.
+    now; what is still to be sent then never is. ``arrived`` is told of each reply when it comes, before its turn.
     """
     ends = time.monotonic() + longest
-    queue = _Queue(grid=grid, source=iter(outgoing), window=window, timeout=timeout, ends=ends)
+    queue = _Queue(grid=grid, source=iter(outgoing), window=window, timeout=timeout, ends=ends, told=arrived)
     pause = _SHORTEST_SECONDS
     while queue.send():
-        arrived = queue.fetch()
+        fetched = queue.fetch()
         if due := queue.head_is_due():
             yield queue.pop()
-        if due or arrived:
+        if due or fetched:
             pause = _SHORTEST_SECONDS
         else:
             time.sleep(pause)
@@ -57,6 +63,8 @@ class _Queue:
     timeout: float
     ends: float
     """When all is over, by the monotonic clock."""
+    told: Callable[[int, Message], None]
+    """Is told of each reply."""
     sent: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Message id -> client and deadline, in order."""
     replies: dict[str, Message] = field(default_factory=dict)
@@ -89,6 +97,7 @@ class _Queue:
         arrived = False
         for reply in self.grid.pull_messages(asked) if asked else ():
             if (message_id := reply.metadata.reply_to_message_id) in asked and message_id not in self.replies:
+                self.told(self.sent[message_id][0], reply)
                 self.replies[message_id] = reply
                 arrived = True
         return arrived

@@ -24,6 +24,7 @@ from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
 from fedpeft.timing import timed
 from fedpeft.training.adapted import Adapted, adapt, load_base
+from fedpeft.training.bounds import require_bounded
 from fedpeft.training.feedback import require_feedback, settled
 from fedpeft.training.loop import evaluate, to_device
 from fedpeft.training.private_fit import require_private
@@ -220,6 +221,7 @@ def require_fit(experiment: Experiment, strategy: Strategy[Any], adapted: Adapte
     """
     strategy.check(adapted.attached.slots)
     strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
+    require_bounded(experiment, adapted.attached.slots)
     _require_start(experiment, strategy, adapted, num_clients)
     _require_scaling(experiment, strategy, adapted)
     _require_cohort(experiment, strategy, num_clients)
