@@ -5,9 +5,8 @@ Read top to bottom: serve -> run_round -> its steps. All that a round leaves beh
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, final
+from typing import Any
 
 from flwr.serverapp import Grid
 
@@ -21,9 +20,10 @@ from fedpeft.rounds import checkpoint as checkpoints
 from fedpeft.rounds.checkpoint import Checkpoint
 from fedpeft.rounds.cohort import cohort_of, spares_of
 from fedpeft.rounds.exchange import Exchange
-from fedpeft.rounds.fence import Fence, claim
+from fedpeft.rounds.federation import Federation
+from fedpeft.rounds.fence import claim
 from fedpeft.rounds.guard import Guard, guard
-from fedpeft.rounds.journal import FOLDER, Journal, Page, inputs_of
+from fedpeft.rounds.journal import Page, inputs_of, journal_in
 from fedpeft.rounds.measured import measured
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.rounds.resume import checkpoint_of, resumed
@@ -37,30 +37,6 @@ from fedpeft.wire.message import Update
 from fedpeft.wire.signature import Keys
 
 __all__ = ["serve"]
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Federation:
-    """What stays the same over all rounds."""
-
-    grid: Grid
-    bench: Workbench
-    nodes: dict[int, int]
-    """Client -> Flower node."""
-    watcher: Watcher
-    fence: Fence
-    """What lets this server commit."""
-    guard: Guard | None = None
-    """Of a run with privacy."""
-    workers: int = 0
-    """Worker processes behind the grid."""
-    keys: Keys | None = None
-    """By which clients sign; None where they have no keys, as in a simulation."""
-    score: Score = field(default_factory=Score)
-    """Who is left alone for a while."""
-    journal: Journal | None = None
-    """Keeps the replies of a round under way; None where none outlive the process."""
 
 
 def serve(
@@ -102,7 +78,7 @@ def serve(
         workers=workers,
         keys=keys,
         score=Score(bench.experiment.rounds.rest_rounds),
-        journal=Journal(run.path / FOLDER) if journaled and not bench.remembers() else None,
+        journal=journal_in(run.path, bench) if journaled else None,
     )
     state = _through(federation, run, begun or _round_zero(federation, run))
     with fence.held():

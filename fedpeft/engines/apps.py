@@ -82,8 +82,11 @@ def _keys_of_clients() -> "Keys | None":
     """
     from fedpeft.wire.signature import read_keys
 
-    folder = os.environ.get(KEYS_VARIABLE)
-    return read_keys(Path(folder)) if folder else None
+    if not (folder := os.environ.get(KEYS_VARIABLE)):
+        return None
+    keys = read_keys(Path(folder))
+    _LOG.info("replies are taken that are signed by the keys of %d clients", len(keys.by_client))
+    return keys
 
 
 def flower_client_app(folder: Path) -> ClientApp:

@@ -17,7 +17,7 @@ from fedpeft import config
 from fedpeft.adapters.plan import Plan
 from fedpeft.client import Node, client_app
 from fedpeft.config import Experiment
-from fedpeft.engines.apps import LEDGER_KEYS, split_override
+from fedpeft.engines.apps import ANSWERS_KEY, LEDGER_KEYS, SIGNING_KEY, split_override
 from fedpeft.errors import ConfigError
 from fedpeft.privacy.own import Lifetime, OwnLedger
 from fedpeft.rounds.answered import Answered
@@ -105,6 +105,11 @@ class Parts:
         return self._held[2]
 
     def _answered(self, question: Question) -> Answered | None:
+        if found := [key for key in (SIGNING_KEY, ANSWERS_KEY) if key in question.node_config]:
+            raise ConfigError(
+                f"node config: {', '.join(found)} without effect, since this node has a trainer, which has "
+                "--application-key and keeps what it answered in its --state; leave them out"
+            )
         return None if self._answers is None else Answered(self._answers / str(question.client))
 
     def _ledger(self, experiment: Experiment, question: Question) -> OwnLedger | None:
@@ -147,10 +152,8 @@ def run_trainer(
     Raises:
         InputError: the address or the folder cannot be had, or data or model of the experiment cannot be read.
     """
-    address, parts = (
-        parse(listen),
-        Parts(experiment, ledgers=state / "privacy", lifetime=lifetime, signer=signer, answers=state / "answers"),
-    )
+    address = parse(listen)
+    parts = Parts(experiment, ledgers=state / "privacy", lifetime=lifetime, signer=signer, answers=state / "answers")
     with opened(state) as states, _stopping() as stop:
         worker = Worker(parts.answer, states)
         try:

@@ -30,13 +30,14 @@ def in_order(
     window: int,
     timeout: float,
     longest: float = math.inf,
-    arrived: Callable[[int, Message], None] = lambda *_: None,
+    arrived: Callable[[int, Message], Message | None] = lambda *_: None,
 ) -> Iterator[tuple[int, Message | None]]:
     """Yield (client, reply) in the order of ``outgoing``; None stands for a reply that did not come in time.
 
     A message that the grid does not take is answered with an error at once. A reply is asked for until its message has
     timed out, and never after. ``timeout`` is of each message from when it is sent, ``longest`` of all of them from
-    now; what is still to be sent then never is. ``arrived`` is told of each reply when it comes, before its turn.
+    now; what is still to be sent then never is. ``arrived`` looks at each reply when it comes, before its turn, and may
+    have another message sent in the place of the first, whose time is not prolonged and whose reply is not taken.
     """
     ends = time.monotonic() + longest
     queue = _Queue(grid=grid, source=iter(outgoing), window=window, timeout=timeout, ends=ends, told=arrived)
@@ -63,8 +64,8 @@ class _Queue:
     timeout: float
     ends: float
     """When all is over, by the monotonic clock."""
-    told: Callable[[int, Message], None]
-    """Is told of each reply."""
+    told: Callable[[int, Message], Message | None]
+    """Looks at each reply."""
     sent: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Message id -> client and deadline, in order."""
     replies: dict[str, Message] = field(default_factory=dict)
@@ -97,10 +98,18 @@ class _Queue:
         arrived = False
         for reply in self.grid.pull_messages(asked) if asked else ():
             if (message_id := reply.metadata.reply_to_message_id) in asked and message_id not in self.replies:
-                self.told(self.sent[message_id][0], reply)
-                self.replies[message_id] = reply
+                fresh = self.told(self.sent[message_id][0], reply)
+                if fresh is None or not self._sent_again(message_id, fresh):
+                    self.replies[message_id] = reply
                 arrived = True
         return arrived
+
+    def _sent_again(self, message_id: str, fresh: Message) -> bool:
+        """Put a message in another one's place; False where the grid does not take it."""
+        if (taken := next(iter(self.grid.push_messages([fresh])), None)) is None:
+            return False
+        self.sent = {taken if name == message_id else name: kept for name, kept in self.sent.items()}
+        return True
 
     def head_is_due(self) -> bool:
         """Tell whether the first message is answered or too late."""

@@ -22,11 +22,12 @@ from fedpeft.errors import WireError
 from fedpeft.files import flush_folder, write_atomic
 from fedpeft.strategies.base import State
 from fedpeft.timing import timed
+from fedpeft.training.workbench import Workbench
 from fedpeft.wire.stored import from_file, to_file
 
-__all__ = ["FOLDER", "Journal", "Page", "inputs_of"]
+__all__ = ["Journal", "Page", "inputs_of", "journal_in"]
 
-FOLDER = "journal"
+_FOLDER = "journal"
 _INPUTS = "inputs"
 _REPLY = re.compile(r"([0-9]+)-([0-9]+)")
 
@@ -90,6 +91,11 @@ class Page:
             return from_file((self.folder / f"{client}-{fence}").read_bytes())
         except WireError:
             return None
+
+
+def journal_in(run: Path, bench: Workbench) -> Journal | None:
+    """Return a run's journal; none where clients keep memories, which one that is not asked again would lack."""
+    return None if bench.remembers() else Journal(run / _FOLDER)
 
 
 def _is_of(path: Path, inputs: str) -> bool:

@@ -47,7 +47,12 @@ def test_three_rounds_of_lora_fair_with_compeft_are_a_simulations_to_the_bit(
     assert run.summary()["num_failures"] == 0
     assert [record.clients for record in run.records()] == [(), (0, 1), (0, 1), (0, 1)]
     local.require_running()
+    said = (local.logs / "superexec-server.log").read_text()
+    assert "signed by the keys of 2 clients" in said
+    assert not (run.path / "journal").exists()
     for client in (1, 2):
+        answers = made.folder / "local" / f"trainer-{client}" / "answers" / str(client - 1)
+        assert len(list(answers.glob("*.reply"))) == 3
         log = (local.logs / f"trainer-{client}.log").read_text()
         answered = re.findall(r"answered type=(\S+) run=\d+ client=(\d)", log)
         assert answered == [(kind, str(client - 1)) for kind in ("query.join", *["train"] * 3)]

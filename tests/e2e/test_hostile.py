@@ -180,6 +180,22 @@ def test_a_hostile_client_is_refused_each_time_by_its_code_and_moves_nothing(tmp
     assert [row["train_loss"] for row in rows] == [row["train_loss"] for row in lines(quiet)[2:]]
 
 
+def test_a_forged_reply_that_comes_first_is_refused_and_the_honest_one_is_used(tmp_path: Path) -> None:
+    """Flower takes the first reply to a message and drops the second, so the client is asked once more."""
+    calls: dict[int, int] = {}
+
+    def forging(number: int, honest: RecordDict, _: list[RecordDict]) -> RecordDict:
+        calls[number] = calls.get(number, 0) + 1
+        poison = changed(honest, body=poisoned(honest, first(np.nan)))
+        return SIGNERS[2].signed(poison) if number == 2 and calls[number] == 1 else honest
+
+    attacked = federate(tmp_path / "attacked", forging)
+    undisturbed = federate(tmp_path / "undisturbed", lambda _, honest, __: honest)
+    assert calls == {1: 1, 2: 2, 3: 1}
+    assert [row["failures"] for row in lines(attacked)] == [[]] * 4
+    assert digest(attacked) == digest(undisturbed)
+
+
 def test_without_keys_nobody_signs_and_everything_else_holds(tmp_path: Path) -> None:
     run = federate(tmp_path / "run", lambda _, honest, __: changed(honest, lambda m: m.Clear()), signed=False)
     assert [row["failures"][0]["code"] for row in lines(run)[1:]] == ["version"] * 3

@@ -12,6 +12,7 @@ from fedpeft.client import Node, client_app
 from fedpeft.config import Experiment
 from fedpeft.engines.inline import InlineGrid, simulate
 from fedpeft.engines.start import ready
+from fedpeft.errors import RunError
 from fedpeft.privacy.ledger import Charge
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.rounds import journal
@@ -111,8 +112,6 @@ def test_a_reply_that_is_refused_after_a_restart_was_refused_before_it(tmp_path:
     out = tmp_path / "run"
     run(job(out, rounds=rounds), die_after=2)
     assert len(list((out / "journal" / "round_000001").glob("*-1"))) == 2
-    from fedpeft.errors import RunError
-
     with pytest.raises(RunError, match=r"0 client\(s\) replied[\s\S]*client 0: norm [\s\S]*client 3: norm"):
         run(again(out, rounds=rounds))
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import RecordDict
+from flwr.app import Context, RecordDict, UserConfig
 
+from fedpeft.deploy.identity import write_application_key
+from fedpeft.engines.apps import ANSWERS_KEY, SIGNING_KEY, flower_client_app
 from fedpeft.engines.trainer import Parts
 from fedpeft.privacy.ledger import Ledger
 from fedpeft.privacy.own import OwnLedger
@@ -18,8 +20,10 @@ from fedpeft.training.workbench import Workbench, assemble
 from fedpeft.wire.message import Broadcast, Update
 from fedpeft.wire.payload import pack, unpack
 from fedpeft.wire.record import content_of
+from fedpeft.wire.signature import read_keys
 from tests.conftest import needed, tiny
 from tests.hostile import keyring
+from tests.trainer.light import made
 from tests.trainer.test_engine import asking, broadcast, joining
 
 PRIVATE = tiny(
@@ -114,6 +118,41 @@ def test_a_torn_answer_is_made_again(started: Callable[[], Worker], bench: Workb
     path.write_bytes(path.read_bytes()[:-1])
     assert train(worker, asked, "b").body != before.body, "secure noise, so it was drawn again"
     assert charges(tmp_path) == 2, "and charged again"
+
+
+def test_what_the_node_config_says_beside_a_trainer_is_refused(started: Callable[[], Worker], bench: Workbench) -> None:
+    worker, asked = started(), broadcast(bench, "train")
+    worker.ask(asking("query.join", joining(bench)), b"join", Call())
+    for key in (SIGNING_KEY, ANSWERS_KEY):
+        config = {"partition-id": 0, key: "/somewhere"}
+        reply = worker.ask(asking("train", asked, node_config=config), key.encode(), Call())
+        assert reply.has_error(), "with privacy its words stay in the log"
+
+
+def test_without_a_trainer_the_node_config_names_key_and_folder(tmp_path: Path) -> None:
+    settings = tiny(train={"local_steps": 1})
+    bench, place = assemble(settings), tmp_path / "answers"
+    (tmp_path / "e.toml").write_text(settings.to_toml())
+    write_application_key(tmp_path / "application-1", tmp_path / "application-1.pub")
+    config: UserConfig = {
+        "partition-id": 0, SIGNING_KEY: str(tmp_path / "application-1"), ANSWERS_KEY: str(place)
+    }  # fmt: skip
+    context = Context(run_id=1, node_id=1, node_config=config, state=RecordDict(), run_config={"experiment": "e.toml"})
+    app = flower_client_app(tmp_path)
+    replies = [
+        app(made(content, kind=kind), context)
+        for kind, content in (("query.join", joining(bench)), *[("train", broadcast(bench, "train"))] * 2)
+    ]
+    keys = read_keys(tmp_path)
+    for reply in replies:
+        assert reply.has_content(), reply.error.reason
+        keys.require(0, reply.content)
+    assert content_of(replies[1].content) == content_of(replies[2].content)
+    assert [path.name for path in place.iterdir()] == ["0"]
+    context.node_config[ANSWERS_KEY] = "answers"
+    assert "expected an absolute path" in app(made(broadcast(bench, "train"), kind="train"), context).error.reason
+    context.node_config[SIGNING_KEY] = str(tmp_path / "none")
+    assert "application key cannot be read" in app(made(joining(bench), kind="query.join"), context).error.reason
 
 
 def test_where_clients_keep_memories_nothing_is_held(tmp_path: Path) -> None:
