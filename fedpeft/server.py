@@ -22,13 +22,12 @@ from fedpeft.rounds.cohort import cohort_of, spares_of
 from fedpeft.rounds.exchange import Exchange
 from fedpeft.rounds.federation import Federation
 from fedpeft.rounds.fence import claim
-from fedpeft.rounds.guard import Guard, guard
-from fedpeft.rounds.journal import Page, inputs_of, journal_in
+from fedpeft.rounds.guard import Guard
+from fedpeft.rounds.journal import Page, inputs_of
 from fedpeft.rounds.measured import measured
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.rounds.resume import checkpoint_of, resumed
 from fedpeft.rounds.roster import find_clients
-from fedpeft.rounds.score import Score
 from fedpeft.rounds.tally import Tally
 from fedpeft.strategies.base import ClientUpdate, State
 from fedpeft.timing import phase, timed
@@ -68,17 +67,9 @@ def serve(
     run.write_partition(shares)
     begun = resumed(run, bench, memories) if resume else None
     _say_started(watcher, bench, shares, begun)
-    federation = Federation(
-        grid=grid,
-        bench=bench,
-        nodes=find_clients(grid, bench, fence=fence.token, keys=keys),
-        watcher=watcher,
-        fence=fence,
-        guard=guard(bench, run.ledger),
-        workers=workers,
-        keys=keys,
-        score=Score(bench.experiment.rounds.rest_rounds),
-        journal=journal_in(run.path, bench) if journaled else None,
+    nodes = find_clients(grid, bench, fence=fence.token, keys=keys)
+    federation = Federation.of(
+        grid, bench, run, fence, nodes, watcher=watcher, workers=workers, keys=keys, journaled=journaled
     )
     state = _through(federation, run, begun or _round_zero(federation, run))
     with fence.held():
