@@ -15,12 +15,12 @@ from fedpeft.report.page import report_page
 from fedpeft.report.record import RoundRecord
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.report.summary import summarise
-from fedpeft.report.watch import Share, Watcher
+from fedpeft.report.watch import Watcher
 from fedpeft.rounds import checkpoint as checkpoints
 from fedpeft.rounds.checkpoint import Checkpoint
 from fedpeft.rounds.cohort import cohort_of, spares_of
 from fedpeft.rounds.exchange import Exchange
-from fedpeft.rounds.federation import Federation
+from fedpeft.rounds.federation import Clients, Federation
 from fedpeft.rounds.fence import claim
 from fedpeft.rounds.guard import Guard
 from fedpeft.rounds.journal import Page, inputs_of
@@ -61,22 +61,20 @@ def serve(
         RunError: a round got fewer replies than rounds.min_clients, or another server has taken over; the last
             checkpoint stands.
     """
-    watcher = watcher or Watcher()
-    fence = claim(run.path, bench.experiment.output.fence)
-    shares = bench.shares.summary(bench.splits.label_names)
-    run.write_partition(shares)
+    watcher, fence = watcher or Watcher(), claim(run.path, bench.experiment.output.fence)
     begun = resumed(run, bench, memories) if resume else None
-    _say_started(watcher, bench, shares, begun)
+    _say_started(watcher, bench, run, begun)
     nodes = find_clients(grid, bench, fence=fence.token, keys=keys)
-    federation = Federation.of(
-        grid, bench, run, fence, nodes, watcher=watcher, workers=workers, keys=keys, journaled=journaled
-    )
+    clients = Clients(grid=grid, nodes=nodes, workers=workers, keys=keys)
+    federation = Federation.of(clients, bench, run, fence, watcher, journaled=journaled, fresh=begun is None)
     state = _through(federation, run, begun or _round_zero(federation, run))
     with fence.held():
         return _conclude(federation, run, state)
 
 
-def _say_started(watcher: Watcher, bench: Workbench, shares: Sequence[Share], begun: Checkpoint | None) -> None:
+def _say_started(watcher: Watcher, bench: Workbench, run: RunDirectory, begun: Checkpoint | None) -> None:
+    shares = bench.shares.summary(bench.splits.label_names)
+    run.write_partition(shares)
     watcher.started(
         bench.experiment,
         num_clients=bench.shares.num_clients,
@@ -110,7 +108,7 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         RunError: fewer replies than rounds.min_clients, the aggregate is not finite, or another server has taken over.
     """
     keeper = federation.guard
-    cohort = cohort_of(federation.bench, len(federation.nodes), round_number)
+    cohort = cohort_of(federation.bench, len(federation.clients.nodes), round_number)
     with federation.fence.held():
         page = federation.journal.page(round_number, inputs_of(state)) if federation.journal else None
         asking = _exchange(federation, state, round_number, page)
@@ -137,7 +135,7 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         bytes_up_fp32=4 * tally.floats_up,
         bytes_down_fp32=4 * tally.floats_down,
         bytes_up_bound=tally.bytes_up_bound,
-        worker_processes=federation.workers,
+        worker_processes=federation.clients.workers,
         seconds={"clients": trained - began, "aggregate": aggregated - trained, "evaluate": done - aggregated},
     )
 
@@ -149,9 +147,9 @@ def _train(federation: Federation, state: State, cohort: Sequence[int], asking: 
     """
     bench, keeper, strategy = federation.bench, federation.guard, federation.bench.strategy
     tally, round_number = Tally(total=strategy.start()), asking.round_number
-    spares = spares_of(bench, len(federation.nodes), round_number)
+    spares = spares_of(bench, len(federation.clients.nodes), round_number)
     awake, further = (federation.score.awake(each, round_number) for each in (cohort, spares))
-    groups = (awake, further) if federation.workers else ((*awake, *further),)
+    groups = (awake, further) if federation.clients.workers else ((*awake, *further),)
     resting = federation.score.resting(cohort, round_number)
     for reply in chain(resting, chain.from_iterable(asking.train(group) for group in groups)):
         tally.clients.append(reply.client)
@@ -216,15 +214,16 @@ def _evaluate(
 
 def _exchange(federation: Federation, state: State, round_number: int, page: Page | None = None) -> Exchange:
     return Exchange(
-        grid=federation.grid,
+        grid=federation.clients.grid,
         bench=federation.bench,
-        nodes=federation.nodes,
+        nodes=federation.clients.nodes,
         state=state,
         round_number=round_number,
-        workers=federation.workers,
+        workers=federation.clients.workers,
         fence=federation.fence.token,
-        keys=federation.keys,
+        keys=federation.clients.keys,
         page=page,
+        run=federation.identity,
     )
 
 

@@ -32,6 +32,7 @@ _OWNED = (
     "checkpoints",
     "clients",
     "journal",
+    "run.id",
     "adapter",
     _CONFIG,
 )

@@ -81,7 +81,8 @@ class Exchange:
     """The fencing token of the server that asks."""
     keys: Keys | None = None
     """By which replies are signed; None where nobody signs."""
-
+    run: bytes = b""
+    """Which run of the experiment asks."""
     page: Page | None = None
     """Where replies to training are kept until their round is committed."""
 
@@ -271,4 +272,5 @@ class Exchange:
             codec=self.bench.experiment.codec_down.names,
             manifest=manifest,
             fence=self.fence,
+            run=self.run,
         )

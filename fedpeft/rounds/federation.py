@@ -9,12 +9,27 @@ from fedpeft.report.run_directory import RunDirectory
 from fedpeft.report.watch import Watcher
 from fedpeft.rounds.fence import Fence
 from fedpeft.rounds.guard import Guard, guard
+from fedpeft.rounds.identity import run_id
 from fedpeft.rounds.journal import Journal, journal_in
 from fedpeft.rounds.score import Score
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.signature import Keys
 
-__all__ = ["Federation"]
+__all__ = ["Clients", "Federation"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Clients:
+    """How clients are reached, and known."""
+
+    grid: Grid
+    nodes: dict[int, int]
+    """Client -> Flower node."""
+    workers: int = 0
+    """Worker processes behind the grid."""
+    keys: Keys | None = None
+    """By which clients sign; None where they have no keys, as in a simulation."""
 
 
 @final
@@ -22,19 +37,15 @@ __all__ = ["Federation"]
 class Federation:
     """What stays the same over all rounds."""
 
-    grid: Grid
+    clients: Clients
     bench: Workbench
-    nodes: dict[int, int]
-    """Client -> Flower node."""
     watcher: Watcher
     fence: Fence
     """What lets this server commit."""
+    identity: bytes
+    """Which run of the experiment this is."""
     guard: Guard | None = None
     """Of a run with privacy."""
-    workers: int = 0
-    """Worker processes behind the grid."""
-    keys: Keys | None = None
-    """By which clients sign; None where they have no keys, as in a simulation."""
     score: Score = field(default_factory=Score)
     """Who is left alone for a while."""
     journal: Journal | None = None
@@ -43,27 +54,23 @@ class Federation:
     @classmethod
     def of(
         cls,
-        grid: Grid,
+        clients: Clients,
         bench: Workbench,
         run: RunDirectory,
         fence: Fence,
-        nodes: dict[int, int],
-        *,
         watcher: Watcher,
-        workers: int,
-        keys: Keys | None,
+        *,
         journaled: bool,
+        fresh: bool,
     ) -> "Federation":
-        """Return a run's federation, its clients found."""
+        """Return a run's federation; a fresh run has done nothing yet."""
         return cls(
-            grid=grid,
+            clients=clients,
             bench=bench,
-            nodes=nodes,
             watcher=watcher,
             fence=fence,
+            identity=run_id(run.path, fresh=fresh),
             guard=guard(bench, run.ledger),
-            workers=workers,
-            keys=keys,
             score=Score(bench.experiment.rounds.rest_rounds),
             journal=journal_in(run.path, bench) if journaled else None,
         )

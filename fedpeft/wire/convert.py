@@ -102,6 +102,7 @@ def _write_envelope(message: pb.Header, envelope: Envelope) -> None:
     message.num_elements = envelope.num_elements
     message.fence = envelope.fence
     message.answers = envelope.answers
+    message.run = envelope.run
 
 
 def _read_envelope(message: pb.Header, source: bytes) -> Envelope:
@@ -119,6 +120,7 @@ def _read_envelope(message: pb.Header, source: bytes) -> Envelope:
         manifest=tuple(_read_spec(spec) for spec in message.manifest),
         fence=message.fence,
         answers=message.answers,
+        run=message.run,
         payload=message.payload_sha256,
         source=source,
     )

@@ -42,6 +42,8 @@ class Envelope:
     """The body's tensors, in order; empty when the body is no tensors."""
     fence: int = 0
     """The fencing token of the server that asks; a reply gives it back."""
+    run: bytes = b""
+    """Of a question: which run of the job asks; another one begins anew."""
     answers: bytes = b""
     """Of a reply to a broadcast: the sha256 of that one's body."""
     payload: bytes = field(default=b"", repr=False, compare=False)

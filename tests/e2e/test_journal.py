@@ -12,7 +12,7 @@ from fedpeft.client import Node, client_app
 from fedpeft.config import Experiment
 from fedpeft.engines.inline import InlineGrid, simulate
 from fedpeft.engines.start import ready
-from fedpeft.errors import RunError
+from fedpeft.errors import ResumeError, RunError
 from fedpeft.privacy.ledger import Charge
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.rounds import journal
@@ -85,6 +85,7 @@ def test_what_was_torn_is_asked_again_and_what_another_beginning_was_answered_is
     envelope = type(header.envelope)(**{**vars(header.envelope), "answers": b"another adapter"})
     other.write_bytes(journal.to_file(pack(type(header)(**{**vars(header), "envelope": envelope}), body)))
     (page / "3-1").write_bytes(b"")
+    (page / ".2-1.77.partial").write_bytes(b"half of one, as kill -9 leaves it")
     asked = run(again(out))
     assert [client for number, client in asked if number == "1"] == [0, 1, 3]
     assert digest(out) == digest(whole)
@@ -159,6 +160,20 @@ def test_of_noise_that_each_client_adds_only_what_is_asked_again_is_charged_agai
     run(again(out, **changes))
     charges: tuple[Charge, ...] = RunDirectory.open(out).ledger.charges()
     assert [charge.clients for charge in charges] == [(0, 1, 2, 3), (3,)]
+
+
+def test_a_run_keeps_its_name_when_it_goes_on_and_has_another_when_it_begins_anew(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(job(out), die_after=2)
+    names = [(out / "run.id").read_text()]
+    run(again(out))
+    names.append((out / "run.id").read_text())
+    run(job(out, output={"directory": str(out), "if_exists": "overwrite"}))
+    names.append((out / "run.id").read_text())
+    assert names[0] == names[1] != names[2]
+    (out / "run.id").write_text("short")
+    with pytest.raises(ResumeError, match=r"run\.id: .*delete it"):
+        run(again(out))
 
 
 def test_what_is_written_is_read_back_or_none(tmp_path: Path) -> None:

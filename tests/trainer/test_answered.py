@@ -110,6 +110,18 @@ def test_another_beginning_is_another_question(started: Callable[[], Worker], be
     assert charges(tmp_path) == 2
 
 
+def test_the_same_experiment_begun_anew_is_another_question(
+    started: Callable[[], Worker], bench: Workbench, tmp_path: Path
+) -> None:
+    """A client's data may be other by then; a server that only restarts keeps its run's name."""
+    worker, asked = started(), broadcast(bench, "train")
+    worker.ask(asking("query.join", joining(bench)), b"join", Call())
+    header, body = unpack(asked, Broadcast)
+    anew = pack(replace(header, envelope=replace(header.envelope, run=b"another")), body)
+    assert train(worker, asked, "a").body != train(worker, anew, "b").body
+    assert charges(tmp_path) == 2
+
+
 def test_a_torn_answer_is_made_again(started: Callable[[], Worker], bench: Workbench, tmp_path: Path) -> None:
     worker, asked = started(), broadcast(bench, "train")
     worker.ask(asking("query.join", joining(bench)), b"join", Call())
