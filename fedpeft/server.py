@@ -167,16 +167,14 @@ def _spares(federation: Federation, round_number: int) -> tuple[int, ...]:
     Raises:
         UnsupportedError: clients keep memories, and one that is not counted would go on from what nobody used.
     """
-    experiment, nodes = federation.bench.experiment, len(federation.nodes)
-    rounds = experiment.rounds
+    experiment, rounds = federation.bench.experiment, federation.bench.experiment.rounds
     if rounds.spare_clients and federation.bench.remembers():
         raise UnsupportedError(
             f"rounds.spare_clients = {rounds.spare_clients}: clients of strategy {experiment.strategy.name!r} keep "
             "memories, and a reply that is not counted would leave one behind; set it to 0"
         )
-    return draw_spares(
-        nodes, rounds.clients_per_round, rounds.spare_clients, seed=experiment.seed, round_number=round_number
-    )
+    drawn, spare = rounds.clients_per_round, rounds.spare_clients
+    return draw_spares(len(federation.nodes), drawn, spare, seed=experiment.seed, round_number=round_number)
 
 
 def _train(federation: Federation, state: State, cohort: Sequence[int], round_number: int) -> Tally:
