@@ -1,6 +1,6 @@
 """Clients' memories on the disk, for an engine whose nodes end with the process: ``<client>/round_<n>.safetensors``.
 
-Only clients that keep something have a folder, beyond the first thousand by thousands: ``12000s/12345``. A file is whole
+Only clients that keep something have a folder, beyond the thousandth by thousands: ``12000s/12345``. A file is whole
 or not there. Of each client those files stay that the newest checkpoints would go on from, so a run that resumes
 at any of them finds what its clients knew then. In memory are those of the clients that train.
 """
