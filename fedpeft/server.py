@@ -4,7 +4,7 @@ Read top to bottom: serve -> run_round -> its steps. All that a round leaves beh
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -49,12 +49,14 @@ def serve(
     workers: int = 0,
     keys: Keys | None = None,
     journaled: bool = False,
+    nodes: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """Run every round that is still to run, write the adapter and the summary, return the summary.
 
     ``memories`` holds what clients keep between rounds, where nodes leave it; ``workers`` and ``keys`` are what they
     are in Federation. ``journaled`` has a round that is run again go on with the replies that it had, except where
     clients keep memories, which a client that is not asked again would lack.
+    ``nodes`` tells which node is whose, where the engine knows and they hold the plan; else all are asked to join.
 
     Raises:
         ResumeError: the run directory's checkpoint is damaged or of other parts.
@@ -64,8 +66,8 @@ def serve(
     watcher, fence = watcher or Watcher(), claim(run.path, bench.experiment.output.fence)
     begun = resumed(run, bench, memories) if resume else None
     _say_started(watcher, bench, run, begun)
-    nodes = find_clients(grid, bench, fence=fence.token, keys=keys)
-    clients = Clients(grid=grid, nodes=nodes, workers=workers, keys=keys)
+    found = find_clients(grid, bench, fence=fence.token, keys=keys) if nodes is None else nodes
+    clients = Clients(grid=grid, nodes=found, workers=workers, keys=keys)
     federation = Federation.of(clients, bench, run, fence, watcher, journaled=journaled, fresh=begun is None)
     state = _through(federation, run, begun or _round_zero(federation, run))
     with fence.held():
@@ -87,7 +89,7 @@ def _say_started(watcher: Watcher, bench: Workbench, run: RunDirectory, begun: C
 def _through(federation: Federation, run: RunDirectory, begun: Checkpoint) -> State:
     """Run the rounds that are still to run, each committed before the next begins."""
     bench, rounds, state = federation.bench, federation.bench.experiment.rounds, begun.state
-    federation.score.add(run.records())
+    federation.score.add(run.records() if federation.score.rest else ())
     for round_number in range(begun.round_number + 1, rounds.num_rounds + 1):
         state, record = run_round(federation, state, round_number)
         with federation.fence.held():

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -72,7 +72,7 @@ class Exchange:
 
     grid: Grid
     bench: Workbench
-    nodes: dict[int, int]
+    nodes: Mapping[int, int]
     state: State
     round_number: int
     workers: int = 0

@@ -1,5 +1,6 @@
 """What stays the same over all rounds of a run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import final
 
@@ -24,7 +25,7 @@ class Clients:
     """How clients are reached, and known."""
 
     grid: Grid
-    nodes: dict[int, int]
+    nodes: Mapping[int, int]
     """Client -> Flower node."""
     workers: int = 0
     """Worker processes behind the grid."""
