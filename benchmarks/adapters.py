@@ -30,7 +30,6 @@ NUM_PUBLIC, NUM_TRAIN, NUM_TEST = 256, 2000, 600
 NUM_CLIENTS, NUM_ROUNDS, LOCAL_STEPS, BATCH_SIZE = 10, 20, 2, 8
 RATES = (2e-3, 1e-2, 5e-2)
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
-CALIBRATED = ("corda", "lora_ga")
 SCRATCH = ROOT / "runs" / "benchmarks" / "adapters"
 
 
@@ -51,6 +50,12 @@ class Job:
 def adapters() -> list[str]:
     """Return every adapter of the folder."""
     return list(plugins.names("adapter"))
+
+
+def calibrated(name: str) -> bool:
+    """Tell whether an adapter is planned from public examples."""
+    module = plugins.load("adapter", name)
+    return module.make(module.Options()).calibrator() is not None
 
 
 def prepare() -> None:
@@ -95,7 +100,7 @@ def given(job: Job) -> dict[str, Any]:
         "rounds": {"num_rounds": NUM_ROUNDS},
         "evaluate": {"every": NUM_ROUNDS},
         "compute": {"num_threads": 1, "precision": "bfloat16"},
-        **(public if job.adapter in CALIBRATED else {}),
+        **(public if calibrated(job.adapter) else {}),
     }
 
 
