@@ -195,7 +195,7 @@ def test_training_the_scales_closes_half_the_gap_that_rounding_opened_and_moves_
     _, plan, attached = attached_to(peqa, "llama", bits=2)
     path = plan.values["targets"][0]
     wanted = logits(build("llama"), "llama")
-    codes = attached.model.get_submodule(path).parametrizations.weight[0].codes.clone()  # type: ignore[union-attr, index, operator]
+    codes = attached.model.get_submodule(path).parametrizations.weight[0].function.codes.clone()  # type: ignore[union-attr, index, operator]
 
     def gap() -> torch.Tensor:
         found: torch.Tensor = (attached.model(**SAMPLES["llama"].inputs).logits - wanted).square().mean()
@@ -208,7 +208,7 @@ def test_training_the_scales_closes_half_the_gap_that_rounding_opened_and_moves_
         optimizer.step()
 
     assert gap().item() < 0.5 * opened
-    assert torch.equal(attached.model.get_submodule(path).parametrizations.weight[0].codes, codes)  # type: ignore[union-attr, index]
+    assert torch.equal(attached.model.get_submodule(path).parametrizations.weight[0].function.codes, codes)  # type: ignore[union-attr, index]
 
 
 def test_eight_bits_start_close_to_the_base_and_two_do_not() -> None:

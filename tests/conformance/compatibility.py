@@ -21,8 +21,8 @@ Made by `python -m tests.conformance.compatibility` from the plug-ins themselves
 to them, and another runs every pair that is marked `+` for one round. A pair that is refused is refused before anything
 is written, for the reason below its letter.
 
-`e`: the pair also goes with privacy of examples (`privacy.unit = "example"`), `c`: with privacy of clients
-(`privacy.unit = "client"`), both with `weighting = "uniform"` where the strategy weighs. Where a mark is missing, the
+An `e` after the `+`: the pair goes with privacy of examples (`privacy.unit = "example"`). A `c`: with privacy of
+clients (`privacy.unit = "client"`). Both with `weighting = "uniform"` where the strategy weighs. Without the mark that
 [privacy] table is refused, for the reason further below.
 
 """
