@@ -1,5 +1,7 @@
 """What of an adapter travels and is kept, for every one on every architecture."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,11 @@ def test_the_bytes_on_the_wire_are_those_of_the_manifest(name: str, model: str) 
 
     body = codec.encode(state)
 
+    start = 8 + int.from_bytes(body[:8], "little")
+    told = {name: tuple(about["shape"]) for name, about in json.loads(body[8:start]).items() if name != "__metadata__"}
+    assert told == {spec.name: spec.shape for spec in manifest}
     assert {spec.dtype for spec in manifest} == {"float32"}
-    assert len(body) == 4 * sum(spec.num_elements for spec in manifest)
+    assert len(body) - start == 4 * sum(math.prod(shape) for shape in told.values())
     assert codec.decode(body, manifest).digest() == state.digest()
     with pytest.raises(WireError):
         codec.decode(body[:-4], manifest)
