@@ -3,6 +3,7 @@
 python -m tests.conformance.compatibility    # after adding a plug-in
 """
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def refusal(bench: Workbench, strategy: str) -> str | None:
     try:
         require_fit(experiment, experiment.strategy.build(), bench.adapted, num_clients=_CLIENTS)
     except UnsupportedError as error:
-        return _ROLES.sub("", str(error)).replace("\n", " ")
+        return told(error)
     return None
 
 
@@ -81,10 +82,27 @@ def private(strategy: str, adapter: str, table: dict[str, Any]) -> dict[str, Any
 
 def accepted(mark: str = "") -> list[tuple[str, str]]:
     """Return the (adapter, strategy) that the page accepts, with a kind of privacy or without any."""
-    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    head, _, *rows = ([cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines)
-    cells = [(adapter, row[0], cell) for row in rows for adapter, cell in zip(head[1:], row[1:], strict=False)]
-    return [(adapter, strategy) for adapter, strategy, cell in cells if cell.startswith("+") and mark in cell]
+    return [pair for pair, cell in _cells().items() if cell.startswith("+") and mark in cell]
+
+
+def refused() -> dict[tuple[str, str], str]:
+    """Return the (adapter, strategy) that the page refuses -> its reason."""
+    letters = dict(re.findall(r"^- \*\*(\w+)\*\*: (.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    return {pair: letters[cell] for pair, cell in _cells().items() if not cell.startswith("+")}
+
+
+def _cells() -> dict[tuple[str, str], str]:
+    """Return (adapter, strategy) -> what the page's first table says."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    first = next(at for at, line in enumerate(lines) if line.startswith("|"))
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[first:])
+    head, _, *rows = ([cell.strip(" `") for cell in line.strip("|").split("|")] for line in table)
+    return {(adapter, row[0]): cell for row in rows for adapter, cell in zip(head[1:], row[1:], strict=True)}
+
+
+def told(error: UnsupportedError) -> str:
+    """Return a refusal as the page has it: without what differs from adapter to adapter."""
+    return _ROLES.sub("", str(error)).replace("\n", " ")
 
 
 def page() -> str:
