@@ -11,8 +11,9 @@ from typing import Any
 from fedpeft import plugins
 from fedpeft.adapters.base import GradientSupport
 from fedpeft.errors import InputError, UnsupportedError
+from fedpeft.training.fit import require_fit
 from fedpeft.training.private_fit import require_private
-from fedpeft.training.workbench import Workbench, assemble, require_fit
+from fedpeft.training.workbench import Workbench, assemble
 from tests.conftest import needed, tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
