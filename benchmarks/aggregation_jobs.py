@@ -92,7 +92,7 @@ _LAST = [
     f"encoder.layer.5.{place}"
     for place in ("attention.self.query", "attention.self.value", "intermediate.dense", "output.dense")
 ]
-"""LoRA in MiniLM's last block alone: what enters it is computed once for all runs of a seed, and a run takes seconds."""
+"""LoRA in MiniLM's last block alone: what enters it is computed once for all runs of a seed."""
 _MINILM: dict[str, Any] = {
     "model": {"name": "minilm"},
     "partition": {"name": "dirichlet", "alpha": 0.5, "num_clients": 10},
