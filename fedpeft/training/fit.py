@@ -7,6 +7,7 @@ from fedpeft.errors import UnsupportedError
 from fedpeft.strategies.base import Strategy
 from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.training.adapted import Adapted
+from fedpeft.training.bounds import require_bounded
 
 __all__ = ["require_fit"]
 
@@ -19,6 +20,7 @@ def require_fit(experiment: Experiment, strategy: Strategy[Any], adapted: Adapte
     """
     strategy.check(adapted.attached.slots)
     strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
+    require_bounded(experiment, adapted.attached.slots)
     _require_start(experiment, strategy, adapted, num_clients)
     _require_scaling(experiment, strategy, adapted)
     _require_cohort(experiment, strategy, num_clients)
@@ -37,7 +39,7 @@ def _require_start(experiment: Experiment, strategy: Strategy[Any], adapted: Ada
     """Refuse pairs that start at a product where a client may hold fewer ranks, and so lack part of the base."""
     slots = adapted.attached.slots
     state = strategy.init(slots, adapted.initial)
-    asked = (strategy.directive(slots, state, round_number=1, client=client) for client in range(num_clients))
+    asked = strategy.directives(slots, state, round_number=1, num_clients=num_clients)
     ranked = any(directive.rank is not None for directive in asked)
     if ranked and experiment.feedback.down:
         raise UnsupportedError(
