@@ -85,8 +85,8 @@ def _gpus(experiment: Experiment) -> str:
         return ""
     if asked is not None and asked > 1 and asked != int(asked):
         raise UnsupportedError(
-            f"simulation.gpus_per_client = {asked}: Ray hands out a share of one GPU or whole ones; expected at most 1, "
-            "or a whole number"
+            f"simulation.gpus_per_client = {asked}: Ray hands out a share of one GPU or whole ones; expected at most "
+            "1, or a whole number"
         )
     return f" client-resources-num-gpus={1.0 if asked is None else float(asked)}"
 

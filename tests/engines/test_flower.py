@@ -41,7 +41,9 @@ def test_what_ray_cannot_do_is_refused(device: str, share: float | None, refusal
 
 
 def test_shares_of_gpus_are_refused_where_one_process_trains() -> None:
-    with pytest.raises(UnsupportedError, match=r"gpus_per_client = 0.5: one process trains on .* use the flower engine"):
+    with pytest.raises(
+        UnsupportedError, match=r"gpus_per_client = 0.5: one process trains on .* use the flower engine"
+    ):
         num_workers(tiny(simulation={"gpus_per_client": 0.5}), num_clients=3)
 
 
