@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import opacus.optimizers
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -12,7 +13,6 @@ from typer.testing import CliRunner
 import fedpeft.audit
 import fedpeft.rounds.guard
 import fedpeft.training.distributed
-import fedpeft.training.private
 from fedpeft.audit import Effort, audit, membership
 from fedpeft.cli import app
 from fedpeft.engines.inline import simulate
@@ -72,12 +72,12 @@ def test_half_the_noise_on_clients_updates_is_found(case: str, module: Any, monk
 
 def weaker(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     """Let example-level training have less noise than it says."""
-    original = fedpeft.training.private.DPOptimizer
+    original = opacus.optimizers.DPOptimizer
 
     def short(*arguments: Any, noise_multiplier: float, **options: Any) -> Any:
         return original(*arguments, noise_multiplier=noise_multiplier * factor, **options)
 
-    monkeypatch.setattr(fedpeft.training.private, "DPOptimizer", short)
+    monkeypatch.setattr(opacus.optimizers, "DPOptimizer", short)
 
 
 def test_half_the_noise_on_examples_gradients_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

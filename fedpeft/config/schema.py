@@ -219,6 +219,9 @@ class Simulation(Frozen):
 
     auto: as many as the cores, the free memory and the round's clients allow.
     """
+    gpus_per_client: float | None = Field(default=None, gt=0, examples=[0.25, 1, 2])
+    """With --engine flower and compute.device = "cuda": what Ray sets aside for one client at a time, a share of a GPU
+    (0.25: four clients side by side on each) or whole ones; 1 when unset."""
 
 
 @final

@@ -8,7 +8,6 @@ import secrets
 from collections.abc import Iterable
 
 import torch
-from opacus.optimizers.optimizer import _generate_noise
 
 from fedpeft import seeds
 from fedpeft.config.privacy import Privacy
@@ -29,4 +28,6 @@ def source(privacy: Privacy, root: int, *purpose: str | int) -> torch.Generator:
 
 def gaussian(specs: Iterable[Spec], std: float, generator: torch.Generator, *, secure: bool) -> Tensors:
     """Return independent noise of these shapes, float32, mean 0."""
+    from opacus.optimizers.optimizer import _generate_noise  # seconds, which a run without privacy need not wait for
+
     return Tensors((spec.name, _generate_noise(std, torch.zeros(spec.shape), generator, secure)) for spec in specs)

@@ -68,10 +68,12 @@ class Guard:
             return update
         return replace(update, delta=clipped(update.delta, self.clip(state)), num_examples=1)
 
+    @timed("privacy")
     def within(self, update: ClientUpdate, state: State) -> bool:
         """Tell whether an update is within the clip, where that is counted."""
         return self.mechanism.bit_noise is not None and length(update.delta) <= self.clip(state)
 
+    @timed("privacy")
     def renewed(self, after: State, before: State, tally: Tally, round_number: int) -> State:
         """Return the state with the clip of the next round, where it follows the updates.
 

@@ -7,11 +7,13 @@ whoever drops out above that number leaves enough (``privacy.mechanism``).
 from fedpeft.privacy.per_client import clipped
 from fedpeft.privacy.randomness import gaussian, source
 from fedpeft.tensors import Tensors
+from fedpeft.timing import timed
 from fedpeft.training.workbench import Workbench
 
 __all__ = ["hidden"]
 
 
+@timed("privacy")
 def hidden(bench: Workbench, delta: Tensors, *, client: int, round_number: int) -> Tensors:
     """Return what the client may send: the change itself, or with its share of the noise where that is asked for.
 

@@ -9,10 +9,9 @@ neither gradient nor noise. No loss is measured: nothing but the noised paramete
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from fedpeft import seeds
@@ -25,6 +24,9 @@ from fedpeft.tasks.base import Examples, Task
 from fedpeft.timing import phase, timed
 from fedpeft.training.loop import Outcome, autocast, counted, to_device
 from fedpeft.training.optimizers import make_optimizer
+
+if TYPE_CHECKING:
+    from opacus.optimizers import DPOptimizer
 
 __all__ = ["Private", "train_privately"]
 
@@ -100,7 +102,9 @@ def _losses(task: Task, precision: str) -> Losses:
     return losses
 
 
-def _optimizer(train: Train, parameters: Mapping[str, nn.Parameter], rate: float, private: Private) -> DPOptimizer:
+def _optimizer(train: Train, parameters: Mapping[str, nn.Parameter], rate: float, private: Private) -> "DPOptimizer":
+    from opacus.optimizers import DPOptimizer  # seconds, which a run without privacy need not wait for
+
     privacy = private.mechanism.privacy
     return DPOptimizer(
         make_optimizer(train, parameters.values(), rate),
@@ -156,7 +160,7 @@ def _hand_over(gradients: Gradients, parameters: Mapping[str, nn.Parameter]) -> 
         vars(parameter)["grad_sample"] = gradients[name]
 
 
-def _step(optimizer: DPOptimizer, parameters: Mapping[str, nn.Parameter], penalty: Penalty, private: Private) -> None:
+def _step(optimizer: "DPOptimizer", parameters: Mapping[str, nn.Parameter], penalty: Penalty, private: Private) -> None:
     """Add noise, divide, add what is free, and move."""
     if penalty.per_sample is not None:
         raise UnsupportedError("privacy of examples: the adapter's penalty looks at data; take another adapter")
