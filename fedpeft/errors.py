@@ -9,6 +9,7 @@ FedpeftError
 │   └── ResumeError       a run directory that cannot be continued
 ├── TensorMismatchError        two sets of tensors that should agree and do not
 ├── WireError             a message that is not what it claims to be
+├── PinError              what a server asks is not what this node's operator pinned
 └── RunError              a run that failed after it began; exit code 1
 
 A message names the value, the bound, the place and the remedy.
@@ -20,6 +21,7 @@ __all__ = [
     "FedpeftError",
     "InputError",
     "ModelError",
+    "PinError",
     "ResumeError",
     "RunError",
     "TensorMismatchError",
@@ -66,6 +68,15 @@ class TensorMismatchError(FedpeftError, ValueError):
 
 class WireError(FedpeftError, ValueError):
     """A message that is malformed, damaged, or meant for another run."""
+
+
+class PinError(FedpeftError):
+    """What a server asks is not what this node's operator pinned; no data was read."""
+
+    def __init__(self, pin: str, words: str) -> None:
+        super().__init__(f"pin {pin}: {words}; nothing was read")
+        self.pin = pin
+        """Its name in the manifest: all of this that the server is told."""
 
 
 class RunError(FedpeftError, RuntimeError):

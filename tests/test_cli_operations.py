@@ -141,6 +141,8 @@ def unused_port() -> int:
         ("Flower did not take the message; node 2 may be gone", "lost"),
         ("RunError: training diverged", "gave_up"),
         ("gave up; with [privacy] the reason stays in the client's own log", "gave_up"),
+        ("gave up: data, DataError (id 0123456789ab)", "gave_up"),
+        ("declined: pin rounds.max_rounds (id 0123456789ab)", "declined"),
         ("update of round 2: job is 'x', expected 'y'", "refused"),
     ],
 )

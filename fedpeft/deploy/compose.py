@@ -15,6 +15,8 @@ from fedpeft.deploy.topology import (
     CLIENT,
     EXECUTOR,
     NODE,
+    OPERATOR,
+    PINS,
     SERVER,
     SUPERLINK,
     TRAINER,
@@ -24,6 +26,7 @@ from fedpeft.deploy.topology import (
     machine_of,
     server_commands,
 )
+from fedpeft.pinning.signed import SUFFIX
 
 __all__ = ["FLEET_PORT", "client_file", "repository_file", "server_file", "site", "whole_file"]
 
@@ -152,7 +155,7 @@ def _client(client: int, num_clients: int, *, server: str, beside_server: bool) 
             "fedpeft-client",
             commands[trainer],
             [],
-            [],
+            [PINS.format(client), f"{PINS.format(client)}{SUFFIX}", OPERATOR.format(client)],
             network_mode="none",
             mem_limit="8g",
             volumes=[

@@ -9,20 +9,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedpeft import config
 from fedpeft.config import Experiment
+from fedpeft.engines.watchdog import watched
 from fedpeft.errors import ConfigError
 from fedpeft.trainer.forward import forward
+from fedpeft.wire.failure import reason, tells
+from fedpeft.wire.record import GAVE_UP
 
 if TYPE_CHECKING:
+    from fedpeft.pinning.gate import Gate
     from fedpeft.privacy.own import OwnLedger
     from fedpeft.training.workbench import Workbench
 
-__all__ = ["LEDGER_KEYS", "TRAINER_KEY", "flower_client_app", "flower_server_app", "split_override"]
+__all__ = ["LEDGER_KEYS", "PIN_KEYS", "TRAINER_KEY", "flower_client_app", "flower_server_app", "split_override"]
 
 _LOG = logging.getLogger("flwr.fedpeft")
 """Below Flower's own logger, so that it comes out where Flower's lines do, and so in ``flwr log``."""
@@ -30,6 +34,9 @@ TRAINER_KEY = "trainer"
 """In the node config: the address of the trainer that answers for this node."""
 LEDGER_KEYS = ("privacy-state", "lifetime-epsilon", "lifetime-delta")
 """In the config of a node without a trainer: its own ledger's folder, and its budget over all experiments."""
+
+PIN_KEYS = ("pins", "pins-key")
+"""In the config of a node without a trainer: the manifest that its operator pinned, and whose signature that has."""
 
 
 def flower_server_app(folder: Path) -> ServerApp:
@@ -61,10 +68,14 @@ def flower_client_app(folder: Path) -> ClientApp:
     app = ClientApp()
 
     def answer(message: Message, context: Context) -> Message:
-        trainer = context.node_config.get(TRAINER_KEY)
-        if trainer is None:
-            return _own_app(folder)(message, context)
-        return forward(str(trainer), message, context, folder=folder)
+        watched(message)
+        try:
+            trainer = context.node_config.get(TRAINER_KEY)
+            if trainer is None:
+                return _own_app(folder)(message, context)
+            return forward(str(trainer), message, context, folder=folder)
+        except Exception as error:  # noqa: BLE001 - the boundary: Flower would tell the server its words
+            return Message(Error(GAVE_UP, reason(error, _LOG, who="the app", words=tells())), reply_to=message)
 
     for register in (app.query("join"), app.train(), app.evaluate()):
         register(answer)
@@ -80,9 +91,24 @@ def _own_app(folder: Path) -> ClientApp:
         return _workbench(folder, *_keys(context), plan)
 
     def experiment(context: Context) -> Experiment:
-        return _experiment(folder, context)
+        return _load(folder, *_keys(context), outside=_gate(context) is None)
 
-    return client_app(Node(experiment=experiment, workbench=workbench, ledger=_ledger))
+    return client_app(Node(experiment=experiment, workbench=workbench, ledger=_ledger, gate=_gate, tells=tells()))
+
+
+def _gate(context: Context) -> "Gate | None":
+    """Return what this node's config pins."""
+    pins, key = (context.node_config.get(name) for name in PIN_KEYS)
+    if pins is None and key is not None:
+        raise ConfigError("node config: pins-key without pins; name the manifest too")
+    return _opened(str(pins), None if key is None else str(key)) if pins is not None else None
+
+
+@lru_cache(maxsize=1)
+def _opened(pins: str, key: str | None) -> "Gate | None":
+    from fedpeft.pinning.gate import gate_at
+
+    return gate_at(Path(pins), Path(key) if key is not None else None)
 
 
 def _ledger(context: Context, experiment: Experiment) -> "OwnLedger | None":
@@ -95,8 +121,10 @@ def _ledger(context: Context, experiment: Experiment) -> "OwnLedger | None":
 
     folder, epsilon, delta = (context.node_config.get(key) for key in LEDGER_KEYS)
     lifetime = Lifetime.of(_number(epsilon), _number(delta), where="node config: lifetime-epsilon, lifetime-delta")
+    if (gate := _gate(context)) is not None:
+        lifetime = gate.lifetime(lifetime)
     if folder is None and lifetime is not None:
-        raise ConfigError("node config: lifetime-epsilon without privacy-state; name the folder of the ledger too")
+        raise ConfigError("node config: a lifetime budget without privacy-state; name the folder of the ledger too")
     if folder is None:
         if experiment.privacy is not None:
             _LOG.warning(
@@ -139,8 +167,8 @@ def _experiment(folder: Path, context: Context) -> Experiment:
     return _load(folder, *_keys(context))
 
 
-def _load(folder: Path, name: str, override: str) -> Experiment:
-    return config.load(folder / name, split_override(override))
+def _load(folder: Path, name: str, override: str, *, outside: bool = True) -> Experiment:
+    return config.load(folder / name, split_override(override), outside=outside)
 
 
 def _keys(context: Context) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from fedpeft.config import Experiment
 from fedpeft.errors import InputError
 from fedpeft.report.record import RoundRecord
 from fedpeft.report.watch import Several, Share, Watcher
+from fedpeft.wire.failure import DECLINED, GAVE_UP_WORDS
 
 __all__ = ["MetricsWatcher", "measured", "reason_of"]
 
@@ -19,7 +20,7 @@ _GAVE_UP = re.compile(r"[A-Za-z]\w*(Error|Exception): ")
 
 
 def reason_of(words: str) -> str:
-    """Return one of few words for why a reply was not used: ``late``, ``lost``, ``gave_up`` or ``refused``.
+    """Return one of few words for why a reply was not used: ``late``, ``lost``, ``declined``, ``gave_up``, ``refused``.
 
     What a client wrote is never a label: labels are kept for ever.
     """
@@ -27,7 +28,9 @@ def reason_of(words: str) -> str:
         return "late"
     if words.startswith(_LOST):
         return "lost"
-    return "gave_up" if _GAVE_UP.match(words) or words.startswith("gave up") else "refused"
+    if words.startswith(DECLINED):
+        return "declined"
+    return "gave_up" if _GAVE_UP.match(words) or words.startswith(GAVE_UP_WORDS) else "refused"
 
 
 @final

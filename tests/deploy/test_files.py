@@ -1,7 +1,9 @@
 """A new deployment: who has which secret, what certificates say, and that all files name the same commands."""
 
 import re
+import shutil
 import stat
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,9 +19,11 @@ from typer.testing import CliRunner
 
 from fedpeft.cli import app
 from fedpeft.deploy import compose, local
-from fedpeft.deploy.init import Deployment, init, read
+from fedpeft.deploy.init import Deployment, init, pin, read
 from fedpeft.deploy.topology import client_commands, machine_of, server_commands
 from fedpeft.errors import InputError
+from fedpeft.pinning.signed import read_pins
+from tests.pinning.manifests import PINNED
 
 ROOT = Path(__file__).parents[2]
 PATH = re.compile(
@@ -60,16 +64,19 @@ def test_each_machine_has_its_own_secrets_and_no_other(made: Deployment) -> None
             "superexec-server",
         ],
         **{
-            f"client-{k}": ["ca.crt", f"node-{k}", f"superexec-{k}", f"supernode-{k}.crt", f"supernode-{k}.key"]
+            f"client-{k}": [
+                *("ca.crt", f"node-{k}", f"operator-{k}.pub", f"pins-{k}.toml", f"pins-{k}.toml.sig"),
+                *(f"superexec-{k}", f"supernode-{k}.crt", f"supernode-{k}.key"),
+            ]
             for k in (1, 2, 3)
         },
     }
-    assert [path.name for path in (made.folder / "authority").iterdir()] == ["ca.key"]
+    assert sorted(path.name for path in (made.folder / "authority").iterdir()) == ["ca.key", "operator.key"]
 
 
 def test_private_files_are_their_owners_alone_and_secrets_differ(made: Deployment) -> None:
     private = [p for p in made.folder.rglob("*") if p.is_file() and re.search(r"\.key$|node-\d$|superexec-", p.name)]
-    assert len(private) == 1 + 2 + 3 * 3
+    assert len(private) == 2 + 2 + 3 * 3
     assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
     assert len({path.read_bytes() for path in private}) == len(private)
 
@@ -121,7 +128,11 @@ def test_every_secret_that_a_file_names_is_there_and_no_container_has_anothers(m
             assert (path.parent / secret["file"]).is_file(), (path, name)
         for name, service in table["services"].items():
             if name.startswith("trainer"):
-                assert "secrets" not in service
+                k = name[-1]
+                assert service["secrets"] == [f"pins-{k}.toml", f"pins-{k}.toml.sig", f"operator-{k}.pub"]
+                assert all(
+                    re.search(rf"client-{k}/|^secrets/", table["secrets"][n]["file"]) for n in service["secrets"]
+                )
                 continue
             own = {machine_of(secret) for secret in service["secrets"] if secret != "ca.crt"}
             assert own == {f"client-{name[-1]}" if name[-1].isdigit() else "server"}
@@ -153,6 +164,28 @@ def test_containers_ask_for_little_and_one_port_alone_is_published(made: Deploym
     }
     command = services(made.folder / "client-2" / "docker-compose.yml")["supernode-2"]["command"]
     assert "--superlink=fed.example.org:9092" in command
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="needs docker-compose")
+def test_docker_compose_takes_every_file(made: Deployment) -> None:
+    for path in made.folder.rglob("docker-compose.yml"):
+        command = ["docker-compose", "config", "-q"]
+        done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_manifest_is_signed_for_every_client_and_replaces_the_one_before(tmp_path: Path) -> None:
+    made = init(tmp_path / "new", num_clients=2, host="localhost")
+    (tmp_path / "pins.toml").write_text(PINNED)
+    done = CliRunner().invoke(app, ["deploy", "pin", str(made.folder), str(tmp_path / "pins.toml")])
+    assert done.exit_code == 0, done.output
+    for client in (1, 2):
+        pins = read_pins(made.secret(f"pins-{client}.toml"), made.secret(f"operator-{client}.pub"))
+        assert pins is not None
+        assert pins.rounds.max_rounds == 3
+    with pytest.raises(InputError, match=r"manifest: rounds\.max_rounds"):
+        pin(made, PINNED.replace("max_rounds = 3", "max_rounds = 0"))
+    assert read_pins(made.secret("pins-1.toml")) is not None
 
 
 def test_the_repositorys_own_file_is_what_the_topology_says() -> None:
