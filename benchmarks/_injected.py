@@ -87,14 +87,12 @@ def _faulty(trainer, message, context, **options):
 
 _apps.forward = _faulty
 
-def _hang():
-    time.sleep(10**6)
-
-def _stall():
+def _stall(seconds):
     from flwr.supernode.runtime import run_clientapp
-    run_clientapp.push_objects = lambda *_, **__: _hang()
+    push = run_clientapp.push_objects
+    run_clientapp.push_objects = lambda *given, **options: (time.sleep(seconds), push(*given, **options))
 """
-"""Who stalls has announced the reply, and what it consists of does not follow."""
+"""Who stalls has announced the reply, and what it consists of follows much later."""
 
 
 def armed(

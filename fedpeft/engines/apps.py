@@ -68,18 +68,23 @@ def flower_client_app(folder: Path) -> ClientApp:
     app = ClientApp()
 
     def answer(message: Message, context: Context) -> Message:
-        watched(message)
         try:
-            trainer = context.node_config.get(TRAINER_KEY)
-            if trainer is None:
-                return _own_app(folder)(message, context)
-            return forward(str(trainer), message, context, folder=folder)
+            with watched(message):
+                return _answered(folder, message, context)
         except Exception as error:  # noqa: BLE001 - the boundary: Flower would tell the server its words
             return Message(Error(GAVE_UP, reason(error, _LOG, who="the app", words=tells())), reply_to=message)
 
     for register in (app.query("join"), app.train(), app.evaluate()):
         register(answer)
     return app
+
+
+def _answered(folder: Path, message: Message, context: Context) -> Message:
+    """Ask the trainer that the node config names, or do what it would do."""
+    trainer = context.node_config.get(TRAINER_KEY)
+    if trainer is None:
+        return _own_app(folder)(message, context)
+    return forward(str(trainer), message, context, folder=folder)
 
 
 @lru_cache(maxsize=1)

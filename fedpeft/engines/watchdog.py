@@ -5,6 +5,8 @@ Flower has no limit of its own: a client app that hangs keeps its node, in this 
 
 import faulthandler
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.app import Message
@@ -16,13 +18,19 @@ _PROCESS = "flwr-clientapp"
 """What Flower's deployment starts for each message; in a simulation the process is not the message's alone."""
 
 
-def watched(message: Message) -> bool:
-    """End this process when the message's time and a little more are over; tell whether it is one that may be ended.
+@contextmanager
+def watched(message: Message) -> Iterator[None]:
+    """End this process if the block lasts longer than the message's time and a little more.
 
-    The limit holds until the process ends, so it is also of handing over the reply. It needs no turn of the
-    interpreter's, since a library may hang too; where each thread was is said on stderr, the node's own log.
+    It needs no turn of the interpreter's, since a library may hang too; where each thread was is said on stderr, the
+    node's own log. Handing over the reply is not watched: a SuperNode waits for the rest of one for ever, so a process
+    that ends there takes its node along.
     """
     if Path(sys.argv[0]).name != _PROCESS:
-        return False
+        yield
+        return
     faulthandler.dump_traceback_later(message.metadata.ttl + GRACE_SECONDS, exit=True)
-    return True
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()

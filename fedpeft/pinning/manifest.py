@@ -16,7 +16,7 @@ from fedpeft.errors import InputError
 
 __all__ = ["AdapterPins", "Pins", "PrivacyPins", "RoundsPins", "TrainPins", "open_text", "parse", "plain", "to_toml"]
 
-_FORMAT = 1
+_FORMAT: Literal[1] = 1
 _OPEN = {"format": _FORMAT, "anything": True}
 _OPEN_WORDS = "# Nothing is pinned: this node does what the server asks. See fedpeft deploy pins, and then pin.\n"
 _WORDS = "# What this node takes part in; all else is refused before data is read (docs/how-to-deploy.md).\n"

@@ -45,10 +45,9 @@ def read_pins(path: Path, public: Path | None = None) -> Pins | None:
 
 
 def _require_signed(path: Path, data: bytes, public: Path) -> None:
-    beside = path.with_name(path.name + SUFFIX)
+    signature, key = _read(path.with_name(path.name + SUFFIX), "its signature"), _public(public)
     try:
-        signature = bytes.fromhex(_read(beside, "its signature").decode())
-        _public(public).verify(signature, data)
+        key.verify(bytes.fromhex(signature.decode()), data)
     except (InvalidSignature, ValueError) as error:
         raise InputError(
             f"{path}: not signed by the key of {public}: it was changed, or another operator wrote it; have it signed "

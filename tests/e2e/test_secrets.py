@@ -21,7 +21,7 @@ from fedpeft.server import serve
 from fedpeft.training.workbench import assemble
 from tests.conftest import tiny
 
-CLIENTS, ROUNDS = 11, 20
+CLIENTS, ROUNDS = 41, 5
 OWN_LOG = "fedpeft.client"
 """The logger of a client's half; on a node it goes to the node's own log."""
 
@@ -152,6 +152,6 @@ def test_where_words_are_told_every_secret_is_seen_by_the_same_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted, grid = federation(tmp_path / "run", tmp_path, monkeypatch, rounds=1, tells=True)
-    assert len(planted) == 10
+    assert len(planted) == 40
     assert found(planted, *grid.seen) == planted
     assert found(planted, left_behind(tmp_path / "run")) == planted
