@@ -56,8 +56,9 @@ def _require_signed(path: Path, data: bytes, public: Path) -> None:
 
 
 def _public(path: Path) -> Ed25519PublicKey:
+    data = _read(path, "the operator's public key")
     try:
-        key = load_pem_public_key(_read(path, "the operator's public key"))
+        key = load_pem_public_key(data)
     except ValueError as error:
         raise InputError(f"{path}: no public key") from error
     if not isinstance(key, Ed25519PublicKey):
@@ -66,8 +67,9 @@ def _public(path: Path) -> Ed25519PublicKey:
 
 
 def _private(path: Path) -> Ed25519PrivateKey:
+    data = _read(path, "the operator's key")
     try:
-        key = load_pem_private_key(_read(path, "the operator's key"), None)
+        key = load_pem_private_key(data, None)
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: no private key without a password") from error
     if not isinstance(key, Ed25519PrivateKey):
