@@ -149,6 +149,13 @@ def test_containers_ask_for_little_and_one_port_alone_is_published(made: Deploym
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "mem_limit" in service
+        assert service["restart"] == ("on-failure" if name == "register" else "unless-stopped")
+        asked = service.get("healthcheck", {}).get("test", [""])[-1]
+        port = "9092" if name == "superlink" else "9094" if name.startswith("supernode") else None
+        if port is not None:
+            assert f"'127.0.0.1', {port}" in asked
+        elif name.startswith("trainer"):
+            assert "require_ready('unix:///run/fedpeft/trainer.sock')" in asked
         if name.startswith("trainer"):
             assert service["network_mode"] == "none"
             assert "networks" not in service
