@@ -30,6 +30,9 @@ def trainer(
     lifetime_delta: Annotated[float | None, typer.Option(help="Probability with which it may not hold.")] = None,
     pins: Annotated[Path | None, typer.Option(help="Manifest of what may be asked; all else is refused.")] = None,
     pins_key: Annotated[Path | None, typer.Option(help="Public key of who must have signed it.")] = None,
+    application_key: Annotated[
+        Path | None, typer.Option(help="File of the key by which this client signs its replies.")
+    ] = None,
 ) -> None:
     """Hold model and data for a node's Flower app."""
     if overrides and experiment is None:
@@ -43,6 +46,8 @@ def trainer(
     lifetime = Lifetime.of(lifetime_epsilon, lifetime_delta, where="--lifetime-epsilon, --lifetime-delta")
     from fedpeft.engines.trainer import run_trainer
     from fedpeft.pinning.gate import gate_at
+    from fedpeft.wire.signature import read_signer
 
     gate = gate_at(pins, pins_key) if pins is not None else None
-    run_trainer(listen, state, settings, lifetime=lifetime, gate=gate)
+    signer = read_signer(application_key) if application_key is not None else None
+    run_trainer(listen, state, settings, lifetime=lifetime, gate=gate, signer=signer)

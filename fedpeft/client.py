@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, final
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedpeft import __version__
@@ -20,6 +20,7 @@ from fedpeft.errors import WireError
 from fedpeft.pinning.gate import Gate
 from fedpeft.privacy.ledger import Charge
 from fedpeft.privacy.own import OwnLedger
+from fedpeft.rounds.answered import Answered, once
 from fedpeft.rounds.memory import forget, recall, remember
 from fedpeft.strategies.base import Turn
 from fedpeft.strategies.ranks import padded, sliced
@@ -31,10 +32,10 @@ from fedpeft.training.loop import Outcome
 from fedpeft.training.optimizers import learning_rate
 from fedpeft.training.turn import train_turn
 from fedpeft.training.workbench import Workbench
-from fedpeft.wire.failure import reason
+from fedpeft.wire.failure import failure
 from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Join, Joined, Update, expect
 from fedpeft.wire.payload import pack, unpack
-from fedpeft.wire.record import GAVE_UP
+from fedpeft.wire.signature import Signer
 
 __all__ = ["Node", "client_app", "enrol"]
 
@@ -56,6 +57,10 @@ class Node:
     """What this node's operator pinned; None where nothing is."""
     tells: bool = False
     """Whether an error's words may go to the server: in a simulation, where all is one user's."""
+    signer: Callable[[Context], Signer | None] = lambda _: None
+    """This client's own key, by which its replies are known; None where it has none, as in a simulation."""
+    answered: Callable[[Context], Answered | None] = lambda _: None
+    """Where this client's updates are before they are sent; None where nobody asks twice, as in a simulation."""
 
 
 def client_app(node: Node) -> ClientApp:
@@ -112,7 +117,10 @@ def enrol(state: RecordDict, job: str, plan: bytes) -> None:
 
 def _trained(message: Message, context: Context, node: Node) -> RecordDict:
     bench = node.workbench(context, _plan(context))
-    return train(message, context, bench, node.ledger(context, bench.experiment))
+    answered = None if bench.remembers() else node.answered(context)
+    return once(
+        answered, message.content, lambda: train(message, context, bench, node.ledger(context, bench.experiment))
+    )
 
 
 def _evaluated(message: Message, context: Context, node: Node) -> RecordDict:
@@ -246,11 +254,12 @@ def _answer(message: Message, context: Context, node: Node, work: Callable[[], R
     try:
         if (gate := node.gate(context)) is not None:
             gate.require(node.experiment(context), message)
-        return Message(work(), reply_to=message)
+        signer, reply = node.signer(context), work()
+        return Message(reply if signer is None else signer.signed(reply), reply_to=message)
     except Exception as error:  # noqa: BLE001 - the boundary: an unexpected error is a failure of this client alone
         who = f"client {context.node_config.get('partition-id')}"
-        told = reason(error, _LOG, who=who, words=node.tells, hidden=_keeps_silent(node, context))
-        return Message(Error(GAVE_UP, told), reply_to=message)
+        told = failure(error, _LOG, who=who, words=node.tells, hidden=_keeps_silent(node, context))
+        return Message(told, reply_to=message)
 
 
 def _keeps_silent(node: Node, context: Context) -> bool:
@@ -270,6 +279,8 @@ def _envelope(bench: Workbench, header: Broadcast, delta: Tensors) -> Envelope:
         base_hash=bench.adapted.base_hash,
         codec=bench.experiment.codec.names,
         manifest=delta.manifest(),
+        fence=header.envelope.fence,
+        answers=header.envelope.payload,
     )
 
 

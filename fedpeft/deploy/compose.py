@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from fedpeft.deploy.topology import (
+    APPLICATION,
     CA,
     CLIENT,
     EXECUTOR,
@@ -25,8 +26,10 @@ from fedpeft.deploy.topology import (
     client_commands,
     machine_of,
     server_commands,
+    server_environment,
 )
 from fedpeft.pinning.signed import SUFFIX
+from fedpeft.wire.signature import PUBLIC
 
 __all__ = ["FLEET_PORT", "client_file", "repository_file", "server_file", "site", "whole_file"]
 
@@ -98,6 +101,7 @@ def _server(num_clients: int) -> dict[str, Service]:
     commands = server_commands(site(SUPERLINK))
     own = [CA, f"{SERVER}.crt", f"{SERVER}.key", "superexec-server"]
     keys = [f"node-{client}.pub" for client in range(1, num_clients + 1)]
+    signing = [PUBLIC.format(client) for client in range(1, num_clients + 1)]
     register = ("fedpeft", "deploy", "register", f"--superlink={SUPERLINK}:{RUNTIME_PORT}")
     healthy = {"depends_on": {SUPERLINK: {"condition": "service_healthy"}}}
     return {
@@ -124,7 +128,8 @@ def _server(num_clients: int) -> dict[str, Service]:
             "fedpeft-server",
             commands[EXECUTOR],
             ["control"],
-            [CA, "superexec-server"],
+            [CA, "superexec-server", *signing],
+            environment=server_environment(site(SUPERLINK)),
             **healthy,
             mem_limit="8g",
             volumes=["runs:/app/runs"],
@@ -135,7 +140,7 @@ def _server(num_clients: int) -> dict[str, Service]:
 def _client(client: int, num_clients: int, *, server: str, beside_server: bool) -> dict[str, Service]:
     commands, name = client_commands(site(server), client, num_clients), NODE.format(client)
     trainer, executor, socket = TRAINER.format(client), CLIENT.format(client), f"socket-{client}:{_SOCKETS}"
-    waits = {REGISTER: {"condition": "service_completed_successfully"}}
+    waits, pins = {REGISTER: {"condition": "service_completed_successfully"}}, PINS.format(client)
     return {
         name: _service(
             "fedpeft-client",
@@ -150,7 +155,12 @@ def _client(client: int, num_clients: int, *, server: str, beside_server: bool) 
             "fedpeft-client",
             commands[trainer],
             [],
-            [PINS.format(client), f"{PINS.format(client)}{SUFFIX}", OPERATOR.format(client)],
+            [
+                APPLICATION.format(client),
+                PINS.format(client),
+                f"{PINS.format(client)}{SUFFIX}",
+                OPERATOR.format(client),
+            ],
             network_mode="none",
             mem_limit="8g",
             healthcheck=_healthcheck(_TRAINER_READY),
@@ -182,8 +192,15 @@ def _healthcheck(code: str) -> dict[str, Any]:
     return {"test": test, "interval": "15s", "timeout": "10s", "retries": 6, "start_period": "30s"}
 
 
-def _service(image: str, command: Iterable[str], networks: list[str], secrets: list[str], **more: Any) -> Service:
+def _service(
+    image: str,
+    command: Iterable[str],
+    networks: list[str],
+    secrets: list[str],
+    **more: Any,
+) -> Service:
     """Return a container that may write nowhere but its volumes, and ask for nothing."""
+    own: Mapping[str, str] = more.pop("environment", {})
     return {
         "image": image,
         "command": list(command),
@@ -198,6 +215,7 @@ def _service(image: str, command: Iterable[str], networks: list[str], secrets: l
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_HOME": "/tmp/flwr",  # noqa: S108
             "HF_HUB_OFFLINE": "1",
+            **own,
         },
         **({"networks": networks} if networks else {}),
         **({"secrets": secrets} if secrets else {}),

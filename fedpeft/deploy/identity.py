@@ -20,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 __all__ = [
     "Authority",
     "make_authority",
+    "write_application_key",
     "write_authority",
     "write_certificate",
     "write_node_key",
@@ -96,6 +97,14 @@ def write_operator_key(private: Path, publics: Sequence[Path]) -> None:
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     for path in publics:
         write_public(path, public)
+
+
+def write_application_key(private: Path, public: Path) -> None:
+    """Write the two halves of the key by which a client signs its replies (Ed25519; PEM, and OpenSSH's line)."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    write_private(private, _pem(key))
+    line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    write_public(public, line + b"\n")
 
 
 def write_secret(*paths: Path) -> None:

@@ -17,10 +17,11 @@ from fedpeft import config
 from fedpeft.adapters.plan import Plan
 from fedpeft.client import Node, client_app
 from fedpeft.config import Experiment
-from fedpeft.engines.apps import LEDGER_KEYS, PIN_KEYS, split_override
+from fedpeft.engines.apps import ANSWERS_KEY, LEDGER_KEYS, PIN_KEYS, SIGNING_KEY, split_override
 from fedpeft.errors import ConfigError
 from fedpeft.pinning.gate import Gate
 from fedpeft.privacy.own import Lifetime, OwnLedger
+from fedpeft.rounds.answered import Answered
 from fedpeft.rounds.roster import job_of
 from fedpeft.trainer.address import parse
 from fedpeft.trainer.message import Question
@@ -29,6 +30,7 @@ from fedpeft.trainer.states import States, opened
 from fedpeft.trainer.worker import Call, Worker
 from fedpeft.training.workbench import Workbench, assemble, require_loadable
 from fedpeft.wire.failure import tells
+from fedpeft.wire.signature import Signer
 
 __all__ = ["Parts", "run_trainer"]
 
@@ -46,16 +48,21 @@ class Parts:
         ledgers: Path | None = None,
         lifetime: Lifetime | None = None,
         gate: Gate | None = None,
+        signer: Signer | None = None,
+        answers: Path | None = None,
     ) -> None:
         """Take the one experiment that is worked for; where there is none, each question brings its own.
 
         ``ledgers`` is the folder of what each client's data has cost in each experiment, over all its runs, and
-        ``lifetime`` the budget over all experiments. ``gate`` refuses what is not pinned.
+        ``lifetime`` the budget over all experiments. ``gate`` refuses what is not pinned, ``signer`` is the key by
+        which the client signs, and ``answers`` the folder of what each client has answered.
         """
         self._pinned = pinned
         self._ledgers = ledgers
         self._lifetime = lifetime
         self._gate = gate
+        self._signer = signer
+        self._answers = answers
         self._held: tuple[str, bytes, Workbench] | None = None
 
     def answer(self, question: Question, message: Message, context: Context, call: Call) -> Message:
@@ -77,6 +84,8 @@ class Parts:
                 ledger=ledger,
                 gate=lambda _: self._pins(question),
                 tells=tells(),
+                signer=lambda _: self._signer,
+                answered=lambda _: self._answered(question),
             )
             return client_app(own)(message, context)
 
@@ -104,6 +113,12 @@ class Parts:
     def _pins(self, question: Question) -> Gate | None:
         _require_without(question, PIN_KEYS, "reads the manifest of --pins")
         return self._gate
+
+    def _answered(self, question: Question) -> Answered | None:
+        _require_without(
+            question, (SIGNING_KEY, ANSWERS_KEY), "has --application-key and keeps what it answered in its --state"
+        )
+        return None if self._answers is None else Answered(self._answers / str(question.client))
 
     def _ledger(self, experiment: Experiment, question: Question) -> OwnLedger | None:
         _require_without(
@@ -143,16 +158,18 @@ def run_trainer(
     *,
     lifetime: Lifetime | None = None,
     gate: Gate | None = None,
+    signer: Signer | None = None,
 ) -> None:
     """Answer questions until SIGTERM or SIGINT; what clients keep is in the folder ``state``.
 
-    ``lifetime`` is the privacy budget of each client over all experiments, ``gate`` what is pinned.
+    ``lifetime`` is the privacy budget of each client over all experiments, ``gate`` what is pinned, ``signer`` the
+    client's key for replies.
 
     Raises:
         InputError: the address or the folder cannot be had, or data or model of the experiment cannot be read.
         PinError: the experiment is not within the pins.
     """
-    address, parts = parse(listen), _parts(experiment, state / "privacy", lifetime, gate)
+    address, parts = parse(listen), _parts(experiment, state, lifetime, gate, signer)
     with opened(state) as states, _stopping() as stop:
         worker = Worker(parts.answer, states)
         try:
@@ -177,13 +194,16 @@ def run_trainer(
     _LOG.info("trainer stopped")
 
 
-def _parts(experiment: Experiment | None, ledgers: Path, lifetime: Lifetime | None, gate: Gate | None) -> Parts:
+def _parts(
+    experiment: Experiment | None, state: Path, lifetime: Lifetime | None, gate: Gate | None, signer: Signer | None
+) -> Parts:
     """Return the parts to be; an experiment of the trainer's own must be within the pins."""
     if gate is not None:
         lifetime = gate.lifetime(lifetime)
         if experiment is not None:
             gate.require_experiment(experiment)
-    return Parts(experiment, ledgers=ledgers, lifetime=lifetime, gate=gate)
+    kept = {"ledgers": state / "privacy", "answers": state / "answers"}
+    return Parts(experiment, lifetime=lifetime, gate=gate, signer=signer, **kept)
 
 
 @contextmanager

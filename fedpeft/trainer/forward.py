@@ -12,9 +12,9 @@ from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.trainer.address import Address, parse
 from fedpeft.trainer.message import Question, ask_parts, read_answer
 from fedpeft.trainer.protocol import METHOD, OPTIONS
-from fedpeft.wire.failure import reason, tells
+from fedpeft.wire.failure import failure, tells
 from fedpeft.wire.pb.v1 import trainer_pb2 as pb
-from fedpeft.wire.record import GAVE_UP, content_of
+from fedpeft.wire.record import content_of
 
 __all__ = ["forward"]
 
@@ -31,7 +31,7 @@ def forward(trainer: str, message: Message, context: Context, *, folder: Path) -
         address = parse(trainer)
         reply = _asked(address, _question(message, context, folder), _seconds_left(message))
     except (FedpeftError, OSError) as error:
-        reply = Error(GAVE_UP, reason(error, _LOG, who="the way to the trainer", words=tells()))
+        reply = failure(error, _LOG, who="the way to the trainer", words=tells())
     return Message(reply, reply_to=message)
 
 

@@ -8,6 +8,8 @@ import logging
 import os
 import secrets
 
+from flwr.app import Error
+
 from fedpeft.errors import (
     ConfigError,
     DataError,
@@ -20,15 +22,12 @@ from fedpeft.errors import (
     UnsupportedError,
     WireError,
 )
+from fedpeft.wire.record import DECLINED, GAVE_UP
 
-__all__ = ["DECLINED", "GAVE_UP_WORDS", "WORDS_VARIABLE", "reason", "tells"]
+__all__ = ["WORDS_VARIABLE", "failure", "tells"]
 
 WORDS_VARIABLE = "FEDPEFT_ERROR_WORDS"
 """Environment variable of a node's process: ``tell`` sends an error's words to the server."""
-DECLINED = "declined"
-"""How the reason of a refusal by the node's own pins begins."""
-GAVE_UP_WORDS = "gave up"
-"""How every other reason begins that has no words."""
 _CODES: tuple[tuple[type[Exception], str], ...] = (
     (ConfigError, "config"),
     (DataError, "data"),
@@ -50,7 +49,7 @@ def tells() -> bool:
     return os.environ.get(WORDS_VARIABLE) == "tell"
 
 
-def reason(error: Exception, log: logging.Logger, *, who: str, words: bool, hidden: bool = False) -> str:
+def failure(error: Exception, log: logging.Logger, *, who: str, words: bool, hidden: bool = False) -> Error:
     """Log an error under a number and return what the server is told of it.
 
     ``words`` has it told in full; ``hidden`` has not even its kind told, which under privacy may depend on data.
@@ -58,12 +57,12 @@ def reason(error: Exception, log: logging.Logger, *, who: str, words: bool, hidd
     number = secrets.token_hex(6)
     log.warning("%s gave up (id %s)", who, number, exc_info=error)
     if isinstance(error, PinError):
-        return f"{DECLINED}: pin {error.pin} (id {number})"
+        return Error(DECLINED, f"declined: pin {error.pin} (id {number})")
     if hidden:
-        return f"{GAVE_UP_WORDS}; with [privacy] the reason stays in the client's own log (id {number})"
+        return Error(GAVE_UP, f"gave up; with [privacy] the reason stays in the client's own log (id {number})")
     if words:
-        return f"{type(error).__name__}: {error}"
-    return f"{GAVE_UP_WORDS}: {_code(error)}, {type(error).__name__} (id {number})"
+        return Error(GAVE_UP, f"{type(error).__name__}: {error}")
+    return Error(GAVE_UP, f"gave up: {_code(error)}, {type(error).__name__} (id {number})")
 
 
 def _code(error: Exception) -> str:

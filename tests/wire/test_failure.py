@@ -2,11 +2,20 @@
 
 import logging
 import re
+from typing import Any
 
 import pytest
 
 from fedpeft.errors import DataError, FedpeftError, PinError, WireError
-from fedpeft.wire.failure import WORDS_VARIABLE, reason, tells
+from fedpeft.wire.failure import WORDS_VARIABLE, failure, tells
+from fedpeft.wire.record import DECLINED, GAVE_UP
+
+
+def reason(error: Exception, log: logging.Logger, **options: Any) -> str:
+    told = failure(error, log, **options)
+    assert told.code == (DECLINED if isinstance(error, PinError) else GAVE_UP)
+    return str(told.reason)
+
 
 _LOG = logging.getLogger("fedpeft.test")
 
