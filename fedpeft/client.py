@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, final
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedpeft import __version__
 from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
-from fedpeft.errors import FedpeftError, WireError
+from fedpeft.errors import WireError
+from fedpeft.pinning.gate import Gate
 from fedpeft.privacy.ledger import Charge
 from fedpeft.privacy.own import OwnLedger
 from fedpeft.rounds.answered import Answered, once
@@ -31,15 +32,14 @@ from fedpeft.training.loop import Outcome
 from fedpeft.training.optimizers import learning_rate
 from fedpeft.training.turn import train_turn
 from fedpeft.training.workbench import Workbench
+from fedpeft.wire.failure import failure
 from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Join, Joined, Update, expect
 from fedpeft.wire.payload import pack, unpack
-from fedpeft.wire.record import GAVE_UP
 from fedpeft.wire.signature import Signer
 
 __all__ = ["Node", "client_app", "enrol"]
 
 _LOG = logging.getLogger(__name__)
-_UNTOLD = "gave up; with [privacy] the reason stays in the client's own log"
 
 
 @final
@@ -53,6 +53,10 @@ class Node:
     """All parts, built with the server's plan and kept between messages."""
     ledger: Callable[[Context, Experiment], OwnLedger | None] = lambda *_: None
     """Where this node itself keeps what its data's privacy has cost, whatever servers say; None where it does not."""
+    gate: Callable[[Context], Gate | None] = lambda _: None
+    """What this node's operator pinned; None where nothing is."""
+    tells: bool = False
+    """Whether an error's words may go to the server: in a simulation, where all is one user's."""
     signer: Callable[[Context], Signer | None] = lambda _: None
     """This client's own key, by which its replies are known; None where it has none, as in a simulation."""
     answered: Callable[[Context], Answered | None] = lambda _: None
@@ -246,22 +250,24 @@ def _encoded(bench: Workbench, header: Broadcast, delta: Tensors, errors: Tensor
 
 
 def _answer(message: Message, context: Context, node: Node, work: Callable[[], RecordDict]) -> Message:
-    """Do the work; whatever goes wrong becomes one named error that the server counts, never a lost reply."""
+    """Do the work; whatever goes wrong becomes one coded error that the server counts, never a lost reply."""
     try:
+        if (gate := node.gate(context)) is not None:
+            gate.require(node.experiment(context), message)
         signer, reply = node.signer(context), work()
         return Message(reply if signer is None else signer.signed(reply), reply_to=message)
     except Exception as error:  # noqa: BLE001 - the boundary: an unexpected error is a failure of this client alone
-        _LOG.warning("client %s gave up", _client(context), exc_info=error)
-        reason = _UNTOLD if _keeps_silent(node, context) else f"{type(error).__name__}: {error}"
-        return Message(Error(GAVE_UP, reason), reply_to=message)
+        who = f"client {context.node_config.get('partition-id')}"
+        told = failure(error, _LOG, who=who, words=node.tells, hidden=_keeps_silent(node, context))
+        return Message(told, reply_to=message)
 
 
 def _keeps_silent(node: Node, context: Context) -> bool:
-    """Tell whether an error's words, which may be of private data, stay in this node's log."""
+    """Tell whether even an error's kind, which may depend on private data, stays in this node's log."""
     try:
         return node.experiment(context).privacy is not None
-    except FedpeftError:
-        return False  # no experiment, so no data was read
+    except Exception:  # noqa: BLE001 - no experiment, so no data was read
+        return False
 
 
 def _envelope(bench: Workbench, header: Broadcast, delta: Tensors) -> Envelope:

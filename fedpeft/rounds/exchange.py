@@ -25,14 +25,14 @@ from fedpeft.timing import timed
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update
 from fedpeft.wire.payload import pack, size
-from fedpeft.wire.record import DAMAGED, GAVE_UP
+from fedpeft.wire.record import DAMAGED, DECLINED, GAVE_UP
 from fedpeft.wire.signature import Keys
 
 __all__ = ["Exchange", "Reply"]
 
 _LEAST_TTL_SECONDS = 1.0
 """Flower wants some."""
-_CODES: dict[int, RefusalCode] = {GAVE_UP: "gave_up", DAMAGED: "structure"}
+_CODES: dict[int, RefusalCode] = {GAVE_UP: "gave_up", DECLINED: "declined", DAMAGED: "structure"}
 """Of Flower's error codes; all others mean that the reply was lost."""
 
 

@@ -11,10 +11,22 @@ from google.protobuf.message import DecodeError as DamagedError
 
 from fedpeft.errors import WireError
 
-__all__ = ["DAMAGED", "GAVE_UP", "Content", "DamagedError", "content_of", "damaged", "record_of", "server_message"]
+__all__ = [
+    "DAMAGED",
+    "DECLINED",
+    "GAVE_UP",
+    "Content",
+    "DamagedError",
+    "content_of",
+    "damaged",
+    "record_of",
+    "server_message",
+]
 
 GAVE_UP = 1000
 """Flower error code of a client that names its reason."""
+DECLINED = 1003
+"""Flower error code of a client whose operator's pins do not allow what was asked."""
 DAMAGED = 1002
 """Flower error code that stands for a reply which could not be put together."""
 _HEADER, _BODY, _CHECKSUM, _SIGNATURE = "fedpeft.header", "fedpeft.body", "checksum", "signature"
