@@ -118,7 +118,7 @@ def _charged(run: Path) -> tuple["Mechanism", int]:
     if not (shares := directory.partition()):
         raise InputError(f"{run}: its clients are not dealt yet, so nothing was spent")
     made = mechanism(experiment.privacy, train=experiment.train, rounds=experiment.rounds, num_clients=len(shares))
-    return made, directory.ledger.charged_rounds(experiment.privacy.unit)
+    return made, directory.ledger.charged_rounds(experiment.privacy)
 
 
 @privacy_app.command()

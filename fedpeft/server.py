@@ -103,7 +103,7 @@ def _through(federation: Federation, run: RunDirectory, begun: Checkpoint) -> St
         with federation.fence.held():
             run.append(record)
             if round_number % rounds.checkpoint_every == 0 or round_number == rounds.num_rounds:
-                checkpoints.save(run.checkpoints, checkpoint_of(bench, state, round_number))
+                checkpoints.save(run.checkpoints, checkpoint_of(bench, state, round_number, ledger=run.ledger.mark()))
         federation.watcher.round_finished(record)
     return state
 
@@ -155,7 +155,7 @@ def _cohort(federation: Federation, round_number: int) -> tuple[int, ...]:
         seed=seed,
         round_number=round_number,
         sampling=rounds.sampling,
-        generator=source(privacy, seed, "cohort", round_number) if privacy else None,
+        randomness=source(privacy, seed, "cohort", round_number) if privacy else None,
     )
 
 
@@ -290,7 +290,7 @@ def _conclude(federation: Federation, run: RunDirectory, state: State) -> dict[s
     """Write the adapter, the summary and the page."""
     bench = federation.bench
     charged, mechanism = run.ledger, bench.mechanism
-    privacy = mechanism.statement(charged.charged_rounds(mechanism.privacy.unit)) if mechanism else None
+    privacy = mechanism.statement(charged.charged_rounds(mechanism.privacy)) if mechanism else None
     summary = summarise(bench.experiment, run.records(), adapter_digest=state.adapter.digest(), privacy=privacy)
     residuals = bench.residuals(state)
     write_adapter(run.adapter, bench.experiment, bench.adapted, state.adapter, residuals=residuals, summary=summary)

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 
 from fedpeft import seeds
+from fedpeft.privacy.randomness import Randomness, Repeatable
 
 __all__ = ["draw_cohort", "draw_spares"]
 
@@ -16,20 +17,23 @@ def draw_cohort(
     seed: int,
     round_number: int,
     sampling: Literal["fixed", "poisson"] = "fixed",
-    generator: torch.Generator | None = None,
+    randomness: Randomness | None = None,
 ) -> tuple[int, ...]:
     """Return the round's clients in ascending order; all of them when clients_per_round is None.
 
     fixed: exactly so many, without replacement. poisson: each on its own with probability clients_per_round /
-    num_clients, so perhaps none. The generator, where given, takes the place of one that seed and round make.
+    num_clients, so perhaps none. The randomness, where given, takes the place of what seed and round make.
     """
     if clients_per_round is None or clients_per_round >= num_clients:
         return tuple(range(num_clients))
-    generator = generator or seeds.generator(seed, "cohort", round_number)
+    generator = seeds.generator(seed, "cohort", round_number)
     if sampling == "poisson":
-        chances = torch.rand(num_clients, generator=generator, dtype=torch.float64)
+        chances = (randomness or Repeatable(generator)).uniform(num_clients)
         return tuple((chances < clients_per_round / num_clients).nonzero().flatten().tolist())
-    drawn = torch.randperm(num_clients, generator=generator)[:clients_per_round]
+    order = (
+        randomness.uniform(num_clients).argsort() if randomness else torch.randperm(num_clients, generator=generator)
+    )
+    drawn = order[:clients_per_round]
     return tuple(sorted(drawn.tolist()))
 
 
