@@ -112,7 +112,7 @@ def test_whoever_drops_out_the_sum_of_enough_has_the_noise_that_is_claimed(tmp_p
     privacy, claimed = table(noise_multiplier=3.0, placement="distributed"), 3.0 * 0.5
     bench, keeper, _ = made(tmp_path, privacy, clients=7, min_clients=4)
     zero = bench.adapted.initial.zeros()
-    sent = torch.stack([shares(bench, zero, client=client, draws=40) for client in range(7)])
+    sent = torch.stack([shares(bench, zero, client=client, draws=100) for client in range(7)])
     assert sent.shape[1] > 40_000
     for count in range(1, 8):
         for replied in combinations(range(7), count):
@@ -164,11 +164,11 @@ def test_reproducible_noise_over_other_replies_is_other_noise(tmp_path: Path) ->
     more = strategy.accumulate(fewer, strategy.prepare(slots, state, small))
 
     def released(total: Any, first: int = 1) -> torch.Tensor:
-        """Return what forty rounds release of it, so that their deviation is known to a fraction of a percent."""
-        rounds = (keeper.noised(total, state, number).tensors for number in range(first, first + 40))
+        """Return what 160 rounds release of it, so that their deviation is known to a quarter of a percent."""
+        rounds = (keeper.noised(total, state, number).tensors for number in range(first, first + 160))
         return torch.cat([tensor.double().flatten() for noised in rounds for tensor in noised.values()])
 
     assert torch.equal(released(fewer), released(fewer))
-    for other in (released(more), released(fewer, first=41)):
+    for other in (released(more), released(fewer, first=161)):
         assert len(other) > 40_000
         assert float((other - released(fewer)).std()) >= 0.99 * 2**0.5 * 2.0 * 0.5
