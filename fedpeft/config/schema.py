@@ -32,6 +32,8 @@ __all__ = [
 
 WITHOUT_EFFECT = ("output", "simulation")
 """Tables that do not change the result."""
+_LATER = {"compute": ("cache_frozen", "cache_bytes")}
+"""Keys that came after runs had begun: at their defaults they are left out of the hash, so that these go on."""
 
 
 @final
@@ -116,8 +118,16 @@ class Rounds(Frozen):
     """A reply later than this is a failure."""
     deadline_seconds: float | None = Field(default=None, gt=0)
     """All replies of a round are taken within this time of its first message; unset: each has timeout_seconds."""
+    rest_rounds: int = Field(default=0, ge=0)
+    """Rounds for which a client that let two deadlines in a row pass is not asked; 0: it is asked each time."""
     spare_clients: int = Field(default=0, ge=0)
     """Further clients drawn and asked a round; their replies count, in client order, where others failed."""
+    max_update_norm: float | None = Field(default=None, gt=0)
+    """A reply whose tensors together have a larger L2 norm is refused; unset: none is."""
+    max_product_norm: float | None = Field(default=None, gt=0)
+    """The same of what it does to the weights that A/B pairs adapt (Frobenius norm of the change of scale * B @ A)."""
+    max_examples: int | None = Field(default=None, ge=1)
+    """A client counts for no more examples than this, however many it says it holds; unset: for as many as it says."""
     window: int = Field(default=16, ge=1)
     """Messages under way at once; bounds the server's memory."""
     checkpoint_every: int = Field(default=1, ge=1)
@@ -160,6 +170,10 @@ class Compute(Frozen):
     """bfloat16: forward and backward by autocast, adapters and optimizer in float32; for hardware that has it."""
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda|cuda:\d+)$", examples=["cpu", "cuda", "cuda:0"])
     """Where tensors live."""
+    cache_frozen: bool = False
+    """Compute once, and keep on this machine, what enters the lowest block the adapter touches; no dropout below it."""
+    cache_bytes: int = Field(default=4 * 2**30, ge=1)
+    """Room on the disk for that; a set of examples that would need more is computed with each batch."""
 
 
 @final
@@ -250,8 +264,15 @@ class Experiment:
     def hash(self) -> str:
         """The sha256 (hex) of everything that defines the result; name, and where and how it runs, are left out."""
         table = {name: value for name, value in self.table().items() if name not in ("name", *WITHOUT_EFFECT)}
+        table["compute"] = _without_later("compute", self.compute)
         canonical = json.dumps(table, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _without_later(name: str, table: Frozen) -> dict[str, Any]:
+    defaults = {key: type(table).model_fields[key].default for key in _LATER[name]}
+    said = table.model_dump(mode="json").items()
+    return {key: value for key, value in said if key not in defaults or value != defaults[key]}
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:

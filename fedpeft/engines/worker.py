@@ -19,20 +19,19 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fedpeft.adapters.plan import Plan
-from fedpeft.client import enrol
 from fedpeft.config import Experiment
+from fedpeft.data.own import OwnShares
 from fedpeft.data.shares import Shares
 from fedpeft.data.store import read_store, write_store
-from fedpeft.engines.local import local_client_app, node_context
+from fedpeft.engines.local import enrolled_context, local_client_app
 from fedpeft.rounds.memory import entries, put
-from fedpeft.rounds.roster import job_name
 from fedpeft.timing import Clock, phase, running
 from fedpeft.training.mapped import map_weights, write_weights
 from fedpeft.training.workbench import Workbench, assemble
 
 __all__ = ["Done", "Order", "Setup", "share", "work"]
 
-_DATA, _PLAN, _WEIGHTS = "data", "plan.bin", "weights.bin"
+_DATA, _PLAN, _WEIGHTS, _STATES = "data", "plan.bin", "weights.bin", "states"
 
 
 @final
@@ -45,6 +44,8 @@ class Setup:
     """Where ``share`` wrote."""
     log_level: int
     profiled: bool
+    sharers: int = 1
+    """Processes that keep states of frozen lower blocks there, this one and the one that started it included."""
 
 
 @final
@@ -68,10 +69,11 @@ class Done:
     elements: int
 
 
-def share(bench: Workbench, folder: Path) -> None:
+def share(bench: Workbench, folder: Path, *, sharers: int) -> None:
     """Write data, plan and frozen weights for worker processes; this process too lies on these weights from now on."""
-    if isinstance(bench.shares, Shares):  # what is each client's own is read from its own place
-        write_store(folder / _DATA, bench.splits, bench.shares)
+    _share_states(bench, folder, sharers)
+    if not isinstance(bench.shares, OwnShares):  # what is each client's own is read from its own place
+        write_store(folder / _DATA, bench.splits, bench.shares if isinstance(bench.shares, Shares) else None)
     (folder / _PLAN).write_bytes(bench.adapted.plan.to_bytes())
     write_weights(bench.adapted.attached.model, folder / _WEIGHTS)
     map_weights(bench.adapted.attached.model, folder / _WEIGHTS)
@@ -108,7 +110,13 @@ def _opened(setup: Setup) -> tuple[Workbench, bytes]:
     dealt = read_store(setup.folder / _DATA) if (setup.folder / _DATA).is_dir() else None
     bench = assemble(setup.experiment, Plan.from_bytes(plan), dealt)
     map_weights(bench.adapted.attached.model, setup.folder / _WEIGHTS)
+    _share_states(bench, setup.folder, setup.sharers)
     return bench, plan
+
+
+def _share_states(bench: Workbench, folder: Path, sharers: int) -> None:
+    if bench.frozen is not None:
+        bench.frozen.share(folder / _STATES, sharers=sharers)
 
 
 def _received(connection: Connection) -> Order | None:
@@ -120,7 +128,6 @@ def _received(connection: Connection) -> Order | None:
 
 
 def _answered(app: ClientApp, bench: Workbench, plan: bytes, order: Order) -> tuple[Message, dict[int, bytes]]:
-    context = node_context(order.client, num_clients=bench.shares.num_clients)
-    enrol(context.state, job_name(bench), plan)
+    context = enrolled_context(order.client, bench, plan)
     put(context.state, order.memory)
     return app(order.message, context), entries(context.state)

@@ -12,25 +12,30 @@ from fedpeft.adapters.plan import Plan
 from fedpeft.codecs.base import Codec, Common
 from fedpeft.codecs.chain import chained
 from fedpeft.config import Experiment
-from fedpeft.data.base import OwnSource, Partition, Source, Splits
-from fedpeft.data.own import OwnShares
-from fedpeft.data.shares import Shares, deal
-from fedpeft.errors import ConfigError, DataError, UnsupportedError
+from fedpeft.data.base import Splits
+from fedpeft.data.shares import Shares
+from fedpeft.data.virtual import VirtualShares
+from fedpeft.errors import DataError, UnsupportedError
 from fedpeft.privacy.mechanism import Mechanism, mechanism
 from fedpeft.privacy.proof import prove
 from fedpeft.strategies.base import State, Strategy
-from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.tasks.base import Examples
+from fedpeft.tasks.given import Given
 from fedpeft.tensors import Tensors
 from fedpeft.timing import timed
 from fedpeft.training.adapted import Adapted, adapt, load_base
+from fedpeft.training.dealing import AnyShares, deal_out, virtual
 from fedpeft.training.feedback import require_feedback, settled
+from fedpeft.training.fit import require_fit
+from fedpeft.training.frozen import Frozen, Use, training_use
 from fedpeft.training.loop import evaluate, to_device
+from fedpeft.training.lower import find_lower
 from fedpeft.training.private_fit import require_private
 
-__all__ = ["Workbench", "assemble", "require_fit", "require_loadable"]
+__all__ = ["CACHED_CLIENTS", "Workbench", "assemble", "require_loadable"]
 
-_CACHED_CLIENTS = 1024
+CACHED_CLIENTS = 1024
+"""Clients whose encoded examples stay in memory, the last ones that were read."""
 _PROBE = 4
 
 
@@ -46,10 +51,12 @@ class Workbench:
     codec_down: Codec
     """Of what the server sends."""
     splits: Splits
-    shares: Shares | OwnShares
+    shares: AnyShares
     adapted: Adapted
     mechanism: Mechanism | None = None
     """What the [privacy] table comes to."""
+    frozen: Frozen | None = None
+    """What keeps the states that frozen lower blocks give, where compute.cache_frozen says so."""
     _encoded: OrderedDict[int, tuple[Examples, Examples]] = field(default_factory=OrderedDict, repr=False)
 
     @cached_property
@@ -71,6 +78,8 @@ class Workbench:
         first = self.strategy.init(self.adapted.attached.slots, self.adapted.initial)
         self.adapted.place(first.adapter, self.residuals(first))
         self.score(self.held_out[:1])
+        if self.frozen is not None:
+            self.frozen.prove(self.held_out[:_PROBE])
         _ = self.proven
 
     @cached_property
@@ -117,7 +126,7 @@ class Workbench:
     def evaluate(self, adapter: Tensors, residuals: Tensors) -> dict[str, float]:
         """Return the metrics of an adapter, with these residuals on the frozen weights, on the held-out examples."""
         self.adapted.place(adapter, residuals)
-        return self.adapted.task.metrics(self.score(self.held_out))
+        return self.adapted.task.metrics(self.score(self._held_with_states()))
 
     @timed("evaluate")
     def score(self, examples: Examples) -> dict[str, float]:
@@ -139,9 +148,24 @@ class Workbench:
         """
         if client not in self._encoded:
             self._encoded[client] = self._split(client)
-            if len(self._encoded) > _CACHED_CLIENTS:
+            if len(self._encoded) > CACHED_CLIENTS:
                 self._encoded.popitem(last=False)
-        return self._encoded[client]
+        return self._with_states(client, *self._encoded[client])
+
+    def _with_states(self, client: int, train: Examples, held: Examples) -> tuple[Examples, Examples]:
+        if self.frozen is None:
+            return train, held
+        num_clients = self.shares.num_clients
+        use = training_use(self.experiment, self.mechanism, num_clients=num_clients, num_examples=len(train))
+        return (
+            self.frozen.joined(f"client-{client}", train, use, sets=num_clients),
+            self.frozen.joined(f"client-{client}-held", held, Use(a_turn=1, turns=use.turns)),
+        )
+
+    def _held_with_states(self) -> Examples:
+        if self.frozen is None:
+            return self.held_out
+        return self.frozen.joined("held-out", self.held_out, Use(a_turn=1, turns=self.experiment.rounds.num_rounds))
 
     def _split(self, client: int) -> tuple[Examples, Examples]:
         encoded = self.adapted.task.encode(self.shares.examples(client), self.adapted.loaded.tokenizer)
@@ -157,18 +181,22 @@ class Workbench:
         return [encoded[index] for index in order[num_held:]], [encoded[index] for index in order[:num_held]]
 
 
-def assemble(experiment: Experiment, plan: Plan | None = None, dealt: tuple[Splits, Shares] | None = None) -> Workbench:
+def assemble(
+    experiment: Experiment, plan: Plan | None = None, dealt: tuple[Splits, Shares | None] | None = None
+) -> Workbench:
     """Build all parts: the server makes the plan, a client is given it; data that is dealt already is not read anew.
 
     Raises:
         InputError: a part cannot be built, or two parts do not go together.
     """
-    splits, shares = dealt or _deal(experiment)
+    splits, found = dealt or deal_out(experiment)
+    shares = found or virtual(experiment, splits)
     adapted = adapt(experiment, splits.label_names, plan)
     strategy: Strategy[Any] = experiment.strategy.build()
     require_fit(experiment, strategy, adapted, num_clients=shares.num_clients)
     codec, codec_down = chained(experiment.codec.build()), _down(experiment)
     require_feedback(experiment, strategy, adapted.adapter, up=codec, down=codec_down)
+    adapted, frozen = _frozen(experiment, adapted)
     return Workbench(
         experiment=experiment,
         strategy=strategy,
@@ -177,8 +205,17 @@ def assemble(experiment: Experiment, plan: Plan | None = None, dealt: tuple[Spli
         splits=splits,
         shares=shares,
         adapted=adapted,
-        mechanism=_mechanism(experiment, strategy, adapted, num_clients=shares.num_clients),
+        mechanism=_mechanism(experiment, strategy, adapted, shares),
+        frozen=frozen,
     )
+
+
+def _frozen(experiment: Experiment, adapted: Adapted) -> tuple[Adapted, Frozen | None]:
+    """Have the task take states, and what keeps them, where that is asked for."""
+    if not experiment.compute.cache_frozen:
+        return adapted, None
+    lower = find_lower(adapted.attached)
+    return replace(adapted, task=Given(adapted.task, lower.entered)), Frozen(lower, adapted.task, experiment)
 
 
 def require_loadable(experiment: Experiment) -> None:
@@ -187,18 +224,24 @@ def require_loadable(experiment: Experiment) -> None:
     Raises:
         InputError: either cannot be had.
     """
-    splits, _ = _deal(experiment)
+    splits, _ = deal_out(experiment)
     load_base(experiment, experiment.task.build(), splits.label_names)
 
 
 def _mechanism(
-    experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, *, num_clients: int
+    experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, shares: AnyShares
 ) -> Mechanism | None:
-    privacy = experiment.privacy
+    privacy, num_clients = experiment.privacy, shares.num_clients
     if privacy is None:
         return None
     require_private(experiment, privacy, strategy, adapted, num_clients=num_clients)
-    return mechanism(privacy, train=experiment.train, rounds=experiment.rounds, num_clients=num_clients)
+    return mechanism(
+        privacy,
+        train=experiment.train,
+        rounds=experiment.rounds,
+        num_clients=num_clients,
+        virtual=isinstance(shares, VirtualShares),
+    )
 
 
 def _down(experiment: Experiment) -> Codec:
@@ -210,84 +253,3 @@ def _down(experiment: Experiment) -> Codec:
             "change of it; choose none, bfloat16, float16, int8 or int4, or set it as codec, for what clients send"
         )
     return codec
-
-
-def require_fit(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, *, num_clients: int) -> None:
-    """Refuse a strategy that these settings, this adapter or so few clients do not serve.
-
-    Raises:
-        UnsupportedError: says why, and what to use instead.
-    """
-    strategy.check(adapted.attached.slots)
-    strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
-    _require_start(experiment, strategy, adapted, num_clients)
-    _require_scaling(experiment, strategy, adapted)
-    _require_cohort(experiment, strategy, num_clients)
-
-
-def _deal(experiment: Experiment) -> tuple[Splits, Shares | OwnShares]:
-    source: Source = experiment.data.build()
-    splits = source.load(seed=seeds.derive(experiment.seed, "data"))
-    _require_columns(experiment, splits.train.column_names)
-    shares = _shares(experiment, source, splits)
-    rounds, have = experiment.rounds, shares.num_clients
-    for key, value in (("clients_per_round", rounds.clients_per_round), ("min_clients", rounds.min_clients)):
-        if value is not None and value > have:
-            raise ConfigError(f"rounds.{key} = {value}: expected <= {have}, the number of clients in the partition")
-    return splits, shares
-
-
-def _shares(experiment: Experiment, source: Source, splits: Splits) -> Shares | OwnShares:
-    """Deal what the source has, or leave with each client what is its own."""
-    partition: Partition = experiment.partition.build()
-    seed, own = seeds.derive(experiment.seed, "partition"), partition.num_clients
-    if not isinstance(source, OwnSource):
-        return deal(splits.train, partition, seed=seed)
-    if own is None:
-        raise ConfigError(
-            f"partition.name = {experiment.partition.name!r}: data.name = {experiment.data.name!r} leaves each client "
-            "its own data, and there is nothing to deal; write partition.name = 'own' with num_clients"
-        )
-    return OwnShares(source=source, splits=splits, num_clients=own, seed=seed)
-
-
-def _require_cohort(experiment: Experiment, strategy: Strategy[Any], num_clients: int) -> None:
-    drawn, least = experiment.rounds.clients_per_round or num_clients, strategy.least_updates()
-    if drawn < least:
-        raise UnsupportedError(
-            f"strategy {experiment.strategy.name!r} with these options needs at least {least} updates a round and "
-            f"{drawn} client(s) are drawn; raise rounds.clients_per_round or the number of clients"
-        )
-
-
-def _require_start(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, num_clients: int) -> None:
-    """Refuse pairs that start at a product where a client may hold fewer ranks, and so lack part of the base."""
-    slots = adapted.attached.slots
-    state = strategy.init(slots, adapted.initial)
-    asked = (strategy.directive(slots, state, round_number=1, client=client) for client in range(num_clients))
-    ranked = any(directive.rank is not None for directive in asked)
-    if ranked and experiment.feedback.down:
-        raise UnsupportedError(
-            f"feedback.down = true and strategy {experiment.strategy.name!r}, which sends clients unequal ranks, do "
-            "not go together: a slice is packed otherwise than the whole, so clients decode other bits; leave it out"
-        )
-    if strategy.rescales() or ranked:
-        require_zero_start(slots, adapted.initial, strategy=experiment.strategy.name)
-
-
-def _require_scaling(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted) -> None:
-    """Try what a client will do, so that an adapter without a scale is refused before the first round."""
-    try:
-        with adapted.adapter.scaled(adapted.attached, 2.0 if strategy.rescales() else 1.0):
-            return
-    except UnsupportedError as error:
-        raise UnsupportedError(f"strategy {experiment.strategy.name!r} changes the scale of pairs: {error}") from error
-
-
-def _require_columns(experiment: Experiment, have: list[str]) -> None:
-    for name in experiment.task.build().columns():
-        if name not in have:
-            raise DataError(
-                f"data.name = {experiment.data.name!r}: no column {name!r}, which task.name = "
-                f"{experiment.task.name!r} needs; there are {', '.join(have)}"
-            )
