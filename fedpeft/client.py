@@ -176,6 +176,8 @@ def evaluate(message: Message, context: Context, bench: Workbench) -> RecordDict
     Raises:
         WireError: as for train.
     """
+    if bench.mechanism is not None:
+        raise WireError("with [privacy] nothing measured on this client's data is sent; the server asked for it")
     header, _ = _receive(message, context, bench, kind="evaluate")
     _, held_out = bench.client_examples(header.client)
     envelope = _envelope(bench, header, Tensors())

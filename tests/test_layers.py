@@ -47,7 +47,7 @@ HOMES = {
     "grpc_health": ("trainer",),
     "flwr": ("wire", "rounds", "pinning", "engines", "client", "server", "trainer", "/server", "/client"),
     "typer": ("cli_options", "cli", "cli_deploy", "cli_files", "cli_operations", "cli_privacy", "cli_trainer"),
-    "cryptography": ("deploy", "pinning", "wire"),
+    "cryptography": ("deploy", "pinning", "privacy", "wire"),
     "packaging": ("deploy",),
     "prometheus_client": ("report",),
     "yaml": ("deploy",),
