@@ -30,7 +30,7 @@ from fedpeft.training.loop import Outcome
 from fedpeft.training.optimizers import learning_rate
 from fedpeft.training.turn import train_turn
 from fedpeft.training.workbench import Workbench
-from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Join, Joined, Update, expect
+from fedpeft.wire.message import Broadcast, Carried, Envelope, Evaluated, Join, Joined, Update, expect
 from fedpeft.wire.payload import pack, unpack
 from fedpeft.wire.record import GAVE_UP
 
@@ -86,7 +86,7 @@ def join(message: Message, context: Context, experiment: Experiment) -> RecordDi
         config_hash=experiment.hash,
         plan_hash=_plan_hash(body),
         base_hash=None,
-        codec=experiment.codec.names,
+        codec=experiment.codec.words,
     )
     enrol(context.state, header.envelope.job, body)
     versions = {"fedpeft": __version__}
@@ -179,7 +179,7 @@ def _receive(
     adapted, slots = bench.adapted, bench.adapted.attached.slots
     beside = bench.strategy.beside(slots).down if kind == "train" else ()
     fixed = (*header.directive.sent(slots, bench.strategy.downlink(slots)), *beside)
-    parts = bench.strategy.residual_manifest(slots, header.envelope.manifest[len(fixed) :])
+    parts = bench.strategy.residual_manifest(slots, header.envelope.carries.told)
     manifest = (*fixed, *parts)
     expect(
         header,
@@ -188,8 +188,10 @@ def _receive(
         config_hash=bench.experiment.hash,
         plan_hash=adapted.plan.hash,
         base_hash=adapted.base_hash,
-        codec=bench.experiment.codec_down.names,
+        codec=bench.experiment.codec_down.words,
         manifest=manifest,
+        told=parts,
+        privacy=bench.claim,
         client=_client(context),
     )
     with phase("codec"):
@@ -261,8 +263,9 @@ def _envelope(bench: Workbench, header: Broadcast, delta: Tensors) -> Envelope:
         config_hash=bench.experiment.hash,
         plan_hash=bench.adapted.plan.hash,
         base_hash=bench.adapted.base_hash,
-        codec=bench.experiment.codec.names,
-        manifest=delta.manifest(),
+        codec=bench.experiment.codec.words,
+        carries=Carried.of(delta.manifest()),
+        privacy=bench.claim,
     )
 
 

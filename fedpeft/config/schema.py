@@ -64,6 +64,11 @@ class Choices:
         """The plug-ins' names, in order."""
         return tuple(stage.name for stage in self.stages)
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Each plug-in's name, and as canonical JSON its options that are not the default, in order."""
+        return tuple(_words(stage) for stage in self.stages)
+
     def table(self) -> Any:
         """Return the one table, or the array of several."""
         tables = [stage.table() for stage in self.stages]
@@ -252,6 +257,11 @@ class Experiment:
         table = {name: value for name, value in self.table().items() if name not in ("name", *WITHOUT_EFFECT)}
         canonical = json.dumps(table, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _words(stage: Choice) -> str:
+    told = stage.options.model_dump(mode="json", exclude_defaults=True)
+    return f"{stage.name} {json.dumps(told, sort_keys=True, separators=(',', ':'))}" if told else stage.name
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:

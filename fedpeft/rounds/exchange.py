@@ -19,7 +19,7 @@ from fedpeft.strategies.ranks import sliced
 from fedpeft.tensors import Spec, Tensors
 from fedpeft.timing import phase, timed
 from fedpeft.training.workbench import Workbench
-from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update, expect
+from fedpeft.wire.message import Broadcast, Carried, Envelope, Evaluated, Update, expect
 from fedpeft.wire.payload import pack, size, unpack
 
 __all__ = ["Exchange", "Reply"]
@@ -71,7 +71,7 @@ class Exchange:
 
     def _ask(self, kind: Literal["train", "evaluate"], cohort: Iterable[int]) -> Iterator[Reply]:
         rounds = self.bench.experiment.rounds
-        bodies: dict[int | None, tuple[tuple[Spec, ...], bytes]] = {}
+        bodies: dict[int | None, tuple[Carried, bytes]] = {}
         sent: dict[int, tuple[int, int]] = {}
         began, longest = time.monotonic(), math.inf if self.workers else rounds.deadline_seconds or math.inf
 
@@ -80,10 +80,10 @@ class Exchange:
                 directive = self._directive(client)
                 if directive.rank not in bodies:
                     bodies[directive.rank] = self._body(kind, directive)
-                manifest, body = bodies[directive.rank]
-                header = Broadcast(envelope=self._envelope(manifest), client=client, kind=kind, directive=directive)
+                carries, body = bodies[directive.rank]
+                header = Broadcast(envelope=self._envelope(carries), client=client, kind=kind, directive=directive)
                 content = pack(header, body)
-                sent[client] = (size(content), header.envelope.num_elements)
+                sent[client] = (size(content), carries.num_elements)
                 left = max(_LEAST_TTL_SECONDS, longest - (time.monotonic() - began))
                 group, ttl = str(self.round_number), min(rounds.timeout_seconds, left)
                 yield client, self.grid.create_message(content, kind, self.nodes[client], group, ttl)
@@ -114,7 +114,7 @@ class Exchange:
             bytes_down=bytes_down,
             bytes_up=size(message.content),
             floats_down=floats_down,
-            floats_up=header.envelope.num_elements,
+            floats_up=header.envelope.carries.num_elements,
             bits_up=self._entropy_bits(client, update) if update is not None else None,
             update=update,
             header=header,
@@ -144,7 +144,7 @@ class Exchange:
         return None, header
 
     def _expect(self, header: Update | Evaluated, client: int, manifest: tuple[Spec, ...]) -> None:
-        envelope = self._envelope(manifest)
+        envelope = self._envelope(Carried.of(manifest))
         expect(
             header,
             job=envelope.job,
@@ -152,8 +152,9 @@ class Exchange:
             config_hash=envelope.config_hash,
             plan_hash=envelope.plan_hash,
             base_hash=envelope.base_hash,
-            codec=self.bench.experiment.codec.names,
+            codec=self.bench.experiment.codec.words,
             manifest=manifest,
+            privacy=envelope.privacy,
             client=client,
         )
 
@@ -167,10 +168,11 @@ class Exchange:
         return (*self._directive(client).select(slots, strategy.uplink(slots)), *strategy.beside(slots).up)
 
     @timed("codec")
-    def _body(self, kind: Literal["train", "evaluate"], directive: Directive) -> tuple[tuple[Spec, ...], bytes]:
+    def _body(self, kind: Literal["train", "evaluate"], directive: Directive) -> tuple[Carried, bytes]:
         """Return what all clients that hold as many ranks are sent, encoded once."""
         sending = self._sending(kind, directive)
-        return sending.manifest(), self.bench.codec_down.encode(sending, self._common("down"))
+        told = self.bench.strategy.residual_parts(self.bench.adapted.attached.slots, self.state).manifest()
+        return Carried.of(sending.manifest(), told=told), self.bench.codec_down.encode(sending, self._common("down"))
 
     def _sending(self, kind: Literal["train", "evaluate"], directive: Directive) -> Tensors:
         """Return the adapter, for training what the strategy sends beside it, and what rebuilds a residual."""
@@ -185,13 +187,14 @@ class Exchange:
     def _common(self, direction: Literal["up", "down"], client: int | None = None) -> Common:
         return self.bench.common(direction, round_number=self.round_number, client=client)
 
-    def _envelope(self, manifest: tuple[Spec, ...]) -> Envelope:
+    def _envelope(self, carries: Carried) -> Envelope:
         return Envelope(
             job=job_name(self.bench),
             round_number=self.round_number,
             config_hash=self.bench.experiment.hash,
             plan_hash=self.bench.adapted.plan.hash,
             base_hash=self.bench.adapted.base_hash,
-            codec=self.bench.experiment.codec_down.names,
-            manifest=manifest,
+            codec=self.bench.experiment.codec_down.words,
+            carries=carries,
+            privacy=self.bench.claim,
         )

@@ -105,6 +105,6 @@ def _join(bench: Workbench) -> Join:
             config_hash=bench.experiment.hash,
             plan_hash=bench.adapted.plan.hash,
             base_hash=bench.adapted.base_hash,
-            codec=bench.experiment.codec.names,
+            codec=bench.experiment.codec.words,
         )
     )

@@ -98,6 +98,11 @@ class Workbench:
         whose = () if client is None else (client,)
         return Common(roles=roles, seed=seeds.derive(self.experiment.seed, "codec", direction, round_number, *whose))
 
+    @property
+    def claim(self) -> str:
+        """What messages claim of privacy; empty without."""
+        return self.mechanism.claim if self.mechanism is not None else ""
+
     def remembers(self) -> bool:
         """Return whether clients keep anything between rounds: for their strategy, or for error feedback."""
         return self.strategy.remembers() or self.experiment.feedback.up

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from fedpeft.errors import WireError
 from fedpeft.strategies.base import Directive
 from fedpeft.tensors import Spec
-from fedpeft.wire.message import VERSION, Broadcast, Envelope, Evaluated, Header, Join, Joined, Update
+from fedpeft.wire.message import VERSION, Broadcast, Carried, Envelope, Evaluated, Header, Join, Joined, Update
 from fedpeft.wire.pb.v1 import messages_pb2 as pb
 
 __all__ = ["MAX_HEADER_BYTES", "MAX_TENSORS", "from_bytes", "to_bytes"]
@@ -86,9 +86,11 @@ def _write_envelope(message: pb.Header, envelope: Envelope) -> None:
     del message.codec[:]
     message.codec.extend(envelope.codec)
     del message.manifest[:]
-    message.manifest.extend(pb.TensorSpec(name=s.name, shape=s.shape, dtype=s.dtype) for s in envelope.manifest)
-    message.manifest_hash = envelope.manifest_hash
-    message.num_elements = envelope.num_elements
+    told = envelope.carries.told
+    message.manifest.extend(pb.TensorSpec(name=s.name, shape=s.shape, dtype=s.dtype) for s in told)
+    message.manifest_hash = envelope.carries.manifest_hash
+    message.num_elements = envelope.carries.num_elements
+    message.privacy = envelope.privacy
 
 
 def _read_envelope(message: pb.Header, source: bytes) -> Envelope:
@@ -96,20 +98,20 @@ def _read_envelope(message: pb.Header, source: bytes) -> Envelope:
         raise WireError(f"header: manifest of {len(message.manifest)} tensors, expected at most {MAX_TENSORS}")
     if len(message.codec) > _MAX_STAGES:
         raise WireError(f"header: codec of {len(message.codec)} stages, expected at most {_MAX_STAGES}")
-    envelope = Envelope(
+    told = tuple(_read_spec(spec) for spec in message.manifest)
+    _distinct("manifest", [spec.name for spec in told])
+    num_elements = _count("num_elements", message.num_elements, at_least=sum(spec.num_elements for spec in told))
+    return Envelope(
         job=message.job,
         round_number=message.round,
         config_hash=message.config_hash,
         plan_hash=message.plan_hash,
         base_hash=message.base_hash,
         codec=tuple(message.codec),
-        manifest=tuple(_read_spec(spec) for spec in message.manifest),
+        carries=Carried(manifest_hash=message.manifest_hash, num_elements=num_elements, told=told),
+        privacy=message.privacy,
         source=source,
     )
-    _distinct("manifest", [spec.name for spec in envelope.manifest])
-    _equal("manifest_hash", message.manifest_hash, envelope.manifest_hash)
-    _equal("num_elements", message.num_elements, envelope.num_elements)
-    return envelope
 
 
 def _read_spec(spec: pb.TensorSpec) -> Spec:
@@ -231,11 +233,6 @@ def _finite(name: str, value: float, *, at_least: float = -math.inf) -> float:
     if not (math.isfinite(value) and value >= at_least):
         raise WireError(f"header: {_shown(name)} = {value}, expected a finite number" + " >= 0" * (at_least == 0))
     return value
-
-
-def _equal(name: str, got: object, want: object) -> None:
-    if got != want:
-        raise WireError(f"header: {name} is {_shown(got)}, expected {_shown(want)} by its own manifest")
 
 
 def _distinct(name: str, values: tuple[str, ...] | list[str]) -> None:

@@ -8,10 +8,29 @@ from fedpeft.errors import TensorMismatchError, WireError
 from fedpeft.strategies.base import Directive
 from fedpeft.tensors import Spec, manifest_hash, require_manifest
 
-__all__ = ["VERSION", "Broadcast", "Envelope", "Evaluated", "Header", "Join", "Joined", "Update", "expect"]
+__all__ = ["VERSION", "Broadcast", "Carried", "Envelope", "Evaluated", "Header", "Join", "Joined", "Update", "expect"]
 
 VERSION = 1
 """Of the format; raised when an older receiver must not read on."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """What tensors a body carries: the receiver knows them, so they are named by a hash and do not travel."""
+
+    manifest_hash: str
+    """The sha256 (hex) of all of them."""
+    num_elements: int
+    """Number of scalars."""
+    told: tuple[Spec, ...] = ()
+    """Of them the last ones, whose shapes the receiver cannot know."""
+
+    @classmethod
+    def of(cls, manifest: Sequence[Spec], *, told: Sequence[Spec] = ()) -> "Carried":
+        """Return what stands for a manifest."""
+        num_elements = sum(spec.num_elements for spec in manifest)
+        return cls(manifest_hash=manifest_hash(manifest), num_elements=num_elements, told=tuple(told))
 
 
 @final
@@ -26,21 +45,13 @@ class Envelope:
     plan_hash: str
     base_hash: str
     codec: tuple[str, ...]
-    """How the body is packed: the chain's stages in order, in the experiment's words."""
-    manifest: tuple[Spec, ...] = ()
-    """The body's tensors, in order; empty when the body is no tensors."""
+    """How the body is packed: the chain's stages in order, each with its parameters, in the experiment's words."""
+    carries: Carried = field(default_factory=lambda: Carried.of(()))
+    """The body's tensors; none when the body is no tensors."""
+    privacy: str = ""
+    """What the sender claims to protect its data by; empty where it claims nothing."""
     source: bytes = field(default=b"", repr=False, compare=False)
     """The protobuf bytes it was read from, so that fields of a newer sender survive being passed on."""
-
-    @property
-    def manifest_hash(self) -> str:
-        """The sha256 (hex) of the manifest."""
-        return manifest_hash(self.manifest)
-
-    @property
-    def num_elements(self) -> int:
-        """Number of scalars in the manifest."""
-        return sum(spec.num_elements for spec in self.manifest)
 
 
 @final
@@ -131,6 +142,8 @@ def expect(
     base_hash: str | None,
     codec: Sequence[str],
     manifest: Sequence[Spec] = (),
+    told: Sequence[Spec] = (),
+    privacy: str = "",
     client: int | None = None,
 ) -> None:
     """Refuse a header that was not meant for the receiver, or disagrees with it. None is what it cannot know yet.
@@ -147,7 +160,8 @@ def expect(
     _same(header, "plan hash", got.plan_hash, plan_hash, f"the {other} holds another plan; join again")
     _same(header, "base hash", got.base_hash, base_hash, f"the {other} holds another base model")
     _same_codec(header, codec, f"the {other} packs tensors in another way")
-    _same_manifest(header, manifest)
+    _same_privacy(header, privacy)
+    _same_manifest(header, manifest, told)
 
 
 def _same(header: Header, name: str, got: object, want: object, cause: str) -> None:
@@ -161,11 +175,23 @@ def _same_codec(header: Header, codec: Sequence[str], cause: str) -> None:
         raise WireError(f"{header}: codec {got or 'missing'} is not this run's {want}; {cause}")
 
 
-def _same_manifest(header: Header, manifest: Sequence[Spec]) -> None:
+def _same_privacy(header: Header, privacy: str) -> None:
+    got, want = (_printable(claim or "nothing", length=200) for claim in (header.envelope.privacy, privacy))
+    if header.envelope.privacy != privacy:
+        raise WireError(f"{header}: claims {got} for privacy, and this run has {want}")
+
+
+def _same_manifest(header: Header, manifest: Sequence[Spec], told: Sequence[Spec]) -> None:
+    got, want = header.envelope.carries, Carried.of(manifest, told=told)
     try:
-        require_manifest(header.envelope.manifest, manifest, where=f"{header}: manifest")
+        require_manifest(got.told, want.told, where=f"{header}: manifest")
     except TensorMismatchError as error:
         raise WireError(_printable(str(error), length=300)) from error
+    if got != want:
+        raise WireError(
+            f"{header}: carries tensors of manifest {_short(got.manifest_hash)}, {got.num_elements} scalars, expected "
+            f"{_short(want.manifest_hash)}, {want.num_elements}; names, shapes or order differ"
+        )
 
 
 def _short(value: object) -> str:
