@@ -16,14 +16,16 @@ from flwr.clientapp import ClientApp
 from fedpeft import __version__
 from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
-from fedpeft.errors import FedpeftError, WireError
+from fedpeft.errors import BehindError, FedpeftError, WireError
 from fedpeft.privacy.ledger import Charge
 from fedpeft.privacy.own import OwnLedger
+from fedpeft.rounds.downlink import arrived, kept, packed
 from fedpeft.rounds.memory import forget, recall, remember
 from fedpeft.strategies.base import Turn
 from fedpeft.strategies.ranks import padded, sliced
 from fedpeft.tensors import Tensors
 from fedpeft.timing import phase, timed
+from fedpeft.training.changes import without_held
 from fedpeft.training.distributed import hidden
 from fedpeft.training.feedback import joined_memory, owed, own, send
 from fedpeft.training.loop import Outcome
@@ -32,7 +34,7 @@ from fedpeft.training.turn import train_turn
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Broadcast, Carried, Envelope, Evaluated, Join, Joined, Update, expect
 from fedpeft.wire.payload import pack, unpack
-from fedpeft.wire.record import GAVE_UP
+from fedpeft.wire.record import BEHIND, GAVE_UP
 
 __all__ = ["Node", "client_app", "enrol"]
 
@@ -142,8 +144,9 @@ def train(message: Message, context: Context, bench: Workbench, ledger: OwnLedge
     )
     body, errors = _encoded(bench, header, delta, owed(recall(context.state, before=turn.round_number)))
     reply = pack(update, body)
-    if bench.remembers():
-        remember(context.state, joined_memory(memory, errors), round_number=turn.round_number)
+    if bench.keeps():
+        held = kept(bench, header, turn.received)
+        remember(context.state, joined_memory(memory, errors).joined(held), round_number=turn.round_number)
     return reply
 
 
@@ -188,21 +191,22 @@ def _receive(
         config_hash=bench.experiment.hash,
         plan_hash=adapted.plan.hash,
         base_hash=adapted.base_hash,
-        codec=bench.experiment.codec_down.words,
+        codec=packed(bench, header),
         manifest=manifest,
         told=parts,
         privacy=bench.claim,
         client=_client(context),
     )
-    with phase("codec"):
-        came = bench.codec_down.decode(body, manifest, bench.common("down", round_number=header.envelope.round_number))
-    names, part_names = ([spec.name for spec in specs] for specs in (beside, parts))
     experiment, round_number = bench.experiment, header.envelope.round_number
+    memory = recall(context.state, before=round_number + (kind == "evaluate"))
+    with phase("codec"):
+        came = arrived(bench, header, body, manifest, memory)
+    names, part_names = ([spec.name for spec in specs] for specs in (beside, parts))
     turn = Turn(
         slots=slots,
         received=_laid_over(bench, header, came.without([*names, *part_names])),
         beside=came.select(names),
-        memory=own(recall(context.state, before=round_number + (kind == "evaluate"))),
+        memory=own(without_held(memory)),
         round_number=round_number,
         num_clients=bench.shares.num_clients,
         learning_rate=learning_rate(experiment.train, round_number, experiment.rounds.num_rounds),
@@ -245,7 +249,8 @@ def _answer(message: Message, context: Context, node: Node, work: Callable[[], R
     except Exception as error:  # noqa: BLE001 - the boundary: an unexpected error is a failure of this client alone
         _LOG.warning("client %s gave up", _client(context), exc_info=error)
         reason = _UNTOLD if _keeps_silent(node, context) else f"{type(error).__name__}: {error}"
-        return Message(Error(GAVE_UP, reason), reply_to=message)
+        code = BEHIND if isinstance(error, BehindError) else GAVE_UP
+        return Message(Error(code, reason), reply_to=message)
 
 
 def _keeps_silent(node: Node, context: Context) -> bool:

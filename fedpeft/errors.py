@@ -68,5 +68,9 @@ class WireError(FedpeftError, ValueError):
     """A message that is malformed, damaged, or meant for another run."""
 
 
+class BehindError(WireError):
+    """A client does not hold the adapter that the changes it was sent begin at; it is to be sent the whole one."""
+
+
 class RunError(FedpeftError, RuntimeError):
     """A run that failed after it began; its checkpoint is intact."""

@@ -13,14 +13,15 @@ from fedpeft.codecs.base import Common
 from fedpeft.errors import FedpeftError, WireError
 from fedpeft.report.record import Failure
 from fedpeft.rounds.collect import in_order
+from fedpeft.rounds.downlink import Downlink
 from fedpeft.rounds.roster import job_name
 from fedpeft.strategies.base import ClientUpdate, Directive, State
-from fedpeft.strategies.ranks import sliced
-from fedpeft.tensors import Spec, Tensors
-from fedpeft.timing import phase, timed
+from fedpeft.tensors import Spec
+from fedpeft.timing import phase
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Broadcast, Carried, Envelope, Evaluated, Update, expect
 from fedpeft.wire.payload import pack, size, unpack
+from fedpeft.wire.record import BEHIND
 
 __all__ = ["Exchange", "Reply"]
 
@@ -71,26 +72,37 @@ class Exchange:
 
     def _ask(self, kind: Literal["train", "evaluate"], cohort: Iterable[int]) -> Iterator[Reply]:
         rounds = self.bench.experiment.rounds
-        bodies: dict[int | None, tuple[Carried, bytes]] = {}
+        downlink = Downlink(bench=self.bench, state=self.state, round_number=self.round_number, kind=kind)
         sent: dict[int, tuple[int, int]] = {}
         began, longest = time.monotonic(), math.inf if self.workers else rounds.deadline_seconds or math.inf
 
-        def outgoing() -> Iterator[tuple[int, Message]]:
-            for client in cohort:
-                directive = self._directive(client)
-                if directive.rank not in bodies:
-                    bodies[directive.rank] = self._body(kind, directive)
-                carries, body = bodies[directive.rank]
-                header = Broadcast(envelope=self._envelope(carries), client=client, kind=kind, directive=directive)
-                content = pack(header, body)
-                sent[client] = (size(content), carries.num_elements)
-                left = max(_LEAST_TTL_SECONDS, longest - (time.monotonic() - began))
-                group, ttl = str(self.round_number), min(rounds.timeout_seconds, left)
-                yield client, self.grid.create_message(content, kind, self.nodes[client], group, ttl)
+        def asking(client: int, *, whole: bool = False) -> Message:
+            content, floats = self._content(downlink, client, whole=whole)
+            sent[client] = (sent.get(client, (0, 0))[0] + size(content), floats)
+            left = max(_LEAST_TTL_SECONDS, longest - (time.monotonic() - began))
+            group, ttl = str(self.round_number), min(rounds.timeout_seconds, left)
+            return self.grid.create_message(content, kind, self.nodes[client], group, ttl)
 
         window, timeout = max(rounds.window, 2 * self.workers), math.inf if self.workers else rounds.timeout_seconds
-        for client, message in in_order(self.grid, outgoing(), window=window, timeout=timeout, longest=longest):
+        outgoing = ((client, asking(client)) for client in cohort)
+        for client, message in in_order(self.grid, outgoing, window=window, timeout=timeout, longest=longest):
+            if message is not None and message.has_error() and message.error.code == BEHIND:
+                again, left = [(client, asking(client, whole=True))], longest - (time.monotonic() - began)
+                _, message = next(in_order(self.grid, again, window=1, timeout=timeout, longest=left))  # noqa: PLW2901
             yield self._take(kind, client, message, *sent.pop(client))
+
+    def _content(self, downlink: Downlink, client: int, *, whole: bool) -> tuple[RecordDict, int]:
+        """Return what one client is sent, and of how many scalars it tells."""
+        directive = self._directive(client)
+        parcel = downlink.parcel(client, directive, whole=whole)
+        header = Broadcast(
+            envelope=self._envelope(parcel.codec, parcel.carries),
+            client=client,
+            kind=downlink.kind,
+            directive=directive,
+            changes=parcel.changes,
+        )
+        return pack(header, parcel.body), parcel.carries.num_elements
 
     def _take(self, kind: str, client: int, message: Message | None, bytes_down: int, floats_down: int) -> Reply:
         """Check one reply; one that is late, wrong or damaged is a failure of that client alone."""
@@ -144,7 +156,7 @@ class Exchange:
         return None, header
 
     def _expect(self, header: Update | Evaluated, client: int, manifest: tuple[Spec, ...]) -> None:
-        envelope = self._envelope(Carried.of(manifest))
+        envelope = self._envelope(self.bench.experiment.codec.words, Carried.of(manifest))
         expect(
             header,
             job=envelope.job,
@@ -152,7 +164,7 @@ class Exchange:
             config_hash=envelope.config_hash,
             plan_hash=envelope.plan_hash,
             base_hash=envelope.base_hash,
-            codec=self.bench.experiment.codec.words,
+            codec=envelope.codec,
             manifest=manifest,
             privacy=envelope.privacy,
             client=client,
@@ -167,34 +179,17 @@ class Exchange:
         slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
         return (*self._directive(client).select(slots, strategy.uplink(slots)), *strategy.beside(slots).up)
 
-    @timed("codec")
-    def _body(self, kind: Literal["train", "evaluate"], directive: Directive) -> tuple[Carried, bytes]:
-        """Return what all clients that hold as many ranks are sent, encoded once."""
-        sending = self._sending(kind, directive)
-        told = self.bench.strategy.residual_parts(self.bench.adapted.attached.slots, self.state).manifest()
-        return Carried.of(sending.manifest(), told=told), self.bench.codec_down.encode(sending, self._common("down"))
-
-    def _sending(self, kind: Literal["train", "evaluate"], directive: Directive) -> Tensors:
-        """Return the adapter, for training what the strategy sends beside it, and what rebuilds a residual."""
-        slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
-        whole = (self.state.exact or self.state.adapter).select(spec.name for spec in strategy.downlink(slots))
-        sending = sliced(whole, slots, rank=directive.rank)
-        if kind == "train":
-            beside = strategy.broadcast(slots, self.state)
-            sending = sending.joined(beside.require(strategy.beside(slots).down, where="sent beside the adapter"))
-        return sending.joined(strategy.residual_parts(slots, self.state))
-
     def _common(self, direction: Literal["up", "down"], client: int | None = None) -> Common:
         return self.bench.common(direction, round_number=self.round_number, client=client)
 
-    def _envelope(self, carries: Carried) -> Envelope:
+    def _envelope(self, codec: tuple[str, ...], carries: Carried) -> Envelope:
         return Envelope(
             job=job_name(self.bench),
             round_number=self.round_number,
             config_hash=self.bench.experiment.hash,
             plan_hash=self.bench.adapted.plan.hash,
             base_hash=self.bench.adapted.base_hash,
-            codec=self.bench.experiment.codec_down.words,
+            codec=codec,
             carries=carries,
             privacy=self.bench.claim,
         )

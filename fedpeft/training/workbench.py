@@ -21,9 +21,10 @@ from fedpeft.privacy.proof import prove
 from fedpeft.strategies.base import State, Strategy
 from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.tasks.base import Examples
-from fedpeft.tensors import Tensors
+from fedpeft.tensors import Spec, Tensors
 from fedpeft.timing import timed
 from fedpeft.training.adapted import Adapted, adapt, load_base
+from fedpeft.training.changes import require_changes, settled_change
 from fedpeft.training.feedback import require_feedback, settled
 from fedpeft.training.loop import evaluate, to_device
 from fedpeft.training.private_fit import require_private
@@ -107,12 +108,30 @@ class Workbench:
         """Return whether clients keep anything between rounds: for their strategy, or for error feedback."""
         return self.strategy.remembers() or self.experiment.feedback.up
 
+    def keeps(self) -> bool:
+        """Return whether clients write anything down between rounds, if only what they can be sent again."""
+        return self.remembers() or self.sends_changes
+
+    @property
+    def sends_changes(self) -> bool:
+        """Whether what goes down is how the adapter changed: so with a codec that leaves entries out."""
+        return self.codec_down.changes_only
+
+    @cached_property
+    def going_down(self) -> tuple[Spec, ...]:
+        """Names and shapes of the adapter's tensors that clients are sent."""
+        return self.strategy.downlink(self.adapted.attached.slots)
+
     def settled(self, before: State, after: State, *, round_number: int) -> State:
-        """Return the state after a round, its adapter what clients decode of it where feedback.down says so."""
-        if not self.experiment.feedback.down:
-            return after
-        names = [spec.name for spec in self.strategy.downlink(self.adapted.attached.slots)]
-        return settled(self.codec_down, self.common("down", round_number=round_number), names, before, after)
+        """Return the state after a round, its adapter what clients decode where changes go down, or with feedback."""
+        back, common = self.experiment.feedback.down, self.common("down", round_number=round_number)
+        names = [spec.name for spec in self.going_down]
+        if self.sends_changes:
+            if not round_number:
+                return after
+            kept: dict[str, Any] = {"round_number": round_number, "feedback": back}
+            return settled_change(self.codec_down, common, names, before, after, **kept)
+        return settled(self.codec_down, common, names, before, after) if back else after
 
     def retracted(self, state: State) -> State:
         """Return the aggregate where the adapter's parameters live."""
@@ -172,8 +191,10 @@ def assemble(experiment: Experiment, plan: Plan | None = None, dealt: tuple[Spli
     adapted = adapt(experiment, splits.label_names, plan)
     strategy: Strategy[Any] = experiment.strategy.build()
     require_fit(experiment, strategy, adapted, num_clients=shares.num_clients)
-    codec, codec_down = chained(experiment.codec.build()), _down(experiment)
+    codec, codec_down = chained(experiment.codec.build()), chained(experiment.codec_down.build())
     require_feedback(experiment, strategy, adapted.adapter, up=codec, down=codec_down)
+    if codec_down.changes_only:
+        require_changes(experiment, strategy, adapted.adapter, adapted.attached.slots)
     return Workbench(
         experiment=experiment,
         strategy=strategy,
@@ -204,17 +225,6 @@ def _mechanism(
         return None
     require_private(experiment, privacy, strategy, adapted, num_clients=num_clients)
     return mechanism(privacy, train=experiment.train, rounds=experiment.rounds, num_clients=num_clients)
-
-
-def _down(experiment: Experiment) -> Codec:
-    """Build the downlink's codec; what goes down are an adapter's values, of which none may be left out."""
-    codec = chained(experiment.codec_down.build())
-    if codec.changes_only:
-        raise UnsupportedError(
-            f"codec_down = {codec.name!r} leaves entries out, and what the server sends is the whole adapter, not a "
-            "change of it; choose none, bfloat16, float16, int8 or int4, or set it as codec, for what clients send"
-        )
-    return codec
 
 
 def require_fit(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, *, num_clients: int) -> None:
@@ -271,9 +281,11 @@ def _require_start(experiment: Experiment, strategy: Strategy[Any], adapted: Ada
     state = strategy.init(slots, adapted.initial)
     asked = (strategy.directive(slots, state, round_number=1, client=client) for client in range(num_clients))
     ranked = any(directive.rank is not None for directive in asked)
-    if ranked and experiment.feedback.down:
+    changes = chained(experiment.codec_down.build()).changes_only
+    if ranked and (experiment.feedback.down or changes):
+        setting = f"codec_down = {experiment.codec_down.names[0]!r}" if changes else "feedback.down = true"
         raise UnsupportedError(
-            f"feedback.down = true and strategy {experiment.strategy.name!r}, which sends clients unequal ranks, do "
+            f"{setting} and strategy {experiment.strategy.name!r}, which sends clients unequal ranks, do "
             "not go together: a slice is packed otherwise than the whole, so clients decode other bits; leave it out"
         )
     if strategy.rescales() or ranked:

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from fedpeft.errors import WireError
 from fedpeft.strategies.base import Directive
 from fedpeft.tensors import Spec
-from fedpeft.wire.message import VERSION, Broadcast, Carried, Envelope, Evaluated, Header, Join, Joined, Update
+from fedpeft.wire.message import VERSION, Broadcast, Carried, Changes, Envelope, Evaluated, Header, Join, Joined, Update
 from fedpeft.wire.pb.v1 import messages_pb2 as pb
 
 __all__ = ["MAX_HEADER_BYTES", "MAX_TENSORS", "from_bytes", "to_bytes"]
@@ -128,6 +128,7 @@ def _write(message: pb.Header, header: Header) -> None:
             message.broadcast.client = header.client
             message.broadcast.kind = _KINDS[header.kind]
             _write_directive(message.broadcast.directive, header.directive)
+            _write_changes(message.broadcast, header.changes)
         case Update():
             _write_update(message.update, header)
         case Evaluated():
@@ -153,6 +154,13 @@ def _write_update(message: pb.Update, update: Update) -> None:
     message.seconds = update.seconds
 
 
+def _write_changes(message: pb.Broadcast, changes: Changes | None) -> None:
+    message.ClearField("changes")
+    if changes is not None:
+        given = {} if changes.since is None else {"since": changes.since}
+        message.changes.CopyFrom(pb.Changes(until=changes.until, adapter_hash=changes.adapter_hash, **given))
+
+
 def _write_directive(message: pb.Directive, directive: Directive) -> None:
     message.Clear()
     if directive.train is not None:
@@ -171,7 +179,17 @@ def _read_broadcast(message: pb.Header, envelope: Envelope) -> Broadcast:
     if given.kind not in kinds:
         raise WireError(f"broadcast to client {given.client}: kind {given.kind}, expected one of {sorted(_KINDS)}")
     directive = _read_directive(given.directive)
-    return Broadcast(envelope=envelope, client=given.client, kind=kinds[given.kind], directive=directive)
+    changes = _read_changes(given.changes) if given.HasField("changes") else None
+    return Broadcast(
+        envelope=envelope, client=given.client, kind=kinds[given.kind], directive=directive, changes=changes
+    )
+
+
+def _read_changes(given: pb.Changes) -> Changes:
+    since = given.since if given.HasField("since") else None
+    if since is not None and since > given.until:
+        raise WireError(f"header: changes.since = {since}, expected at most changes.until = {given.until}")
+    return Changes(since=since, until=given.until, adapter_hash=given.adapter_hash)
 
 
 def _read_directive(given: pb.Directive) -> Directive:

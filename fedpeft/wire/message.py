@@ -8,7 +8,19 @@ from fedpeft.errors import TensorMismatchError, WireError
 from fedpeft.strategies.base import Directive
 from fedpeft.tensors import Spec, manifest_hash, require_manifest
 
-__all__ = ["VERSION", "Broadcast", "Carried", "Envelope", "Evaluated", "Header", "Join", "Joined", "Update", "expect"]
+__all__ = [
+    "VERSION",
+    "Broadcast",
+    "Carried",
+    "Changes",
+    "Envelope",
+    "Evaluated",
+    "Header",
+    "Join",
+    "Joined",
+    "Update",
+    "expect",
+]
 
 VERSION = 1
 """Of the format; raised when an older receiver must not read on."""
@@ -56,6 +68,19 @@ class Envelope:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Changes:
+    """Which adapter a client has once it has read the body."""
+
+    since: int | None
+    """The adapter that the body's first part is a change of; None when the body is the whole one."""
+    until: int
+    """The adapter that comes out: that after so many rounds; 0 is the plan's."""
+    adapter_hash: str
+    """Of it: sha256 (hex) over manifest and bits."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Broadcast:
     """What the server asks of one client in one round; the body is the adapter, and what rebuilds a residual."""
 
@@ -63,6 +88,8 @@ class Broadcast:
     client: int
     kind: Literal["train", "evaluate"]
     directive: Directive = field(default_factory=Directive)
+    changes: Changes | None = None
+    """Where the run sends changes of the adapter; None where it sends adapters."""
 
     def __str__(self) -> str:
         return f"broadcast to client {self.client}"

@@ -10,10 +10,12 @@ from flwr.app import DEFAULT_TTL, Array, ArrayRecord, ConfigRecord, Message, Met
 
 from fedpeft.errors import WireError
 
-__all__ = ["GAVE_UP", "Content", "content_of", "record_of", "server_message"]
+__all__ = ["BEHIND", "GAVE_UP", "Content", "content_of", "record_of", "server_message"]
 
 GAVE_UP = 1000
 """Flower error code of a client that names its reason."""
+BEHIND = 1003
+"""Flower error code of a client that does not hold what it was sent changes of."""
 _HEADER, _BODY, _CHECKSUM = "fedpeft.header", "fedpeft.body", "checksum"
 _STYPE = "fedpeft.v1"
 _SERVER_NODE = 0

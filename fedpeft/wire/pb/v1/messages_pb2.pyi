@@ -56,7 +56,7 @@ class Header(_message.Message):
     def __init__(self, version: _Optional[int] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., config_hash: _Optional[str] = ..., plan_hash: _Optional[str] = ..., base_hash: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., manifest_hash: _Optional[str] = ..., codec: _Optional[_Iterable[str]] = ..., num_elements: _Optional[int] = ..., payload_sha256: _Optional[bytes] = ..., privacy: _Optional[str] = ..., broadcast: _Optional[_Union[Broadcast, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ...) -> None: ...
 
 class Broadcast(_message.Message):
-    __slots__ = ("kind", "client", "directive")
+    __slots__ = ("kind", "client", "directive", "changes")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[Broadcast.Kind]
@@ -68,10 +68,22 @@ class Broadcast(_message.Message):
     KIND_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     DIRECTIVE_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
     kind: Broadcast.Kind
     client: int
     directive: Directive
-    def __init__(self, kind: _Optional[_Union[Broadcast.Kind, str]] = ..., client: _Optional[int] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ...) -> None: ...
+    changes: Changes
+    def __init__(self, kind: _Optional[_Union[Broadcast.Kind, str]] = ..., client: _Optional[int] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., changes: _Optional[_Union[Changes, _Mapping]] = ...) -> None: ...
+
+class Changes(_message.Message):
+    __slots__ = ("since", "until", "adapter_hash")
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_HASH_FIELD_NUMBER: _ClassVar[int]
+    since: int
+    until: int
+    adapter_hash: str
+    def __init__(self, since: _Optional[int] = ..., until: _Optional[int] = ..., adapter_hash: _Optional[str] = ...) -> None: ...
 
 class Directive(_message.Message):
     __slots__ = ("train", "rank", "scale", "held")
