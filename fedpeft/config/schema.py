@@ -228,7 +228,7 @@ class Experiment:
     codec: Choices
     """Of what clients send; of several, each but the last says which entries it keeps for the next."""
     codec_down: Choices
-    """Of what the server sends."""
+    """Of what the server sends: the adapter, or with a codec that leaves entries out how it changed."""
     feedback: Feedback
     train: Train
     rounds: Rounds
