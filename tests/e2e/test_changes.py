@@ -227,7 +227,8 @@ def test_a_client_far_behind_is_sent_the_whole_adapter(tmp_path: Path) -> None:
     rounds = {"clients_per_round": 1, "num_rounds": 12}
     seen = list[Message]()
     down = [{"name": "top_k", "density": 1.0}, {"name": "int8"}]
-    federate(experiment(tmp_path / "run", rounds=rounds, codec_down=down), lambda *_: None, seen)
+    codecs = {"codec": {"name": "none"}, "codec_down": down, "feedback": {"up": False, "down": True}}
+    federate(experiment(tmp_path / "run", rounds=rounds, **codecs), lambda *_: None, seen)
 
     rows, account, whole = headers(seen), dict[int, int](), 0
     for number, client, since, num_bytes in rows:
