@@ -95,7 +95,7 @@ def given(job: Job) -> dict[str, Any]:
         "train": {"schedule": "linear", **spec["train"]},
         "rounds": {"num_rounds": NUM_ROUNDS, "checkpoint_every": NUM_ROUNDS},
         "evaluate": {"every": EVERY},
-        "compute": {"num_threads": 1},
+        "compute": {"num_threads": 1, "cache_frozen": True},
         **ARMS[job.arm],
     }
 
