@@ -1,6 +1,7 @@
 """Everything one experiment needs on one side, put together once: data, adapted model, codec, strategy."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, final
@@ -15,7 +16,7 @@ from fedpeft.config import Experiment
 from fedpeft.data.base import OwnSource, Partition, Source, Splits
 from fedpeft.data.own import OwnShares
 from fedpeft.data.shares import Shares, deal
-from fedpeft.errors import ConfigError, DataError, UnsupportedError
+from fedpeft.errors import ConfigError, DataError
 from fedpeft.privacy.mechanism import Mechanism, mechanism
 from fedpeft.privacy.proof import prove
 from fedpeft.strategies.base import State, Strategy
@@ -24,7 +25,7 @@ from fedpeft.tasks.given import Given
 from fedpeft.tensors import Spec, Tensors
 from fedpeft.timing import timed
 from fedpeft.training.adapted import Adapted, adapt, load_base
-from fedpeft.training.changes import settled_change
+from fedpeft.training.changes import confirmed, settled_change
 from fedpeft.training.feedback import require_feedback, settled
 from fedpeft.training.fit import require_fit
 from fedpeft.training.frozen import Frozen, Use, training_use
@@ -129,15 +130,19 @@ class Workbench:
         """Names and shapes of the adapter's tensors that clients are sent."""
         return self.strategy.downlink(self.adapted.attached.slots)
 
-    def settled(self, before: State, after: State, *, round_number: int) -> State:
-        """Return the state after a round, its adapter what clients decode where changes go down, or with feedback."""
+    def settled(self, before: State, after: State, *, round_number: int, clients: Sequence[int] = ()) -> State:
+        """Return the state after a round, its adapter what clients decode where changes go down, or with feedback.
+
+        ``clients`` are those whose updates were taken.
+        """
         back, common = self.experiment.feedback.down, self.common("down", round_number=round_number)
         names = [spec.name for spec in self.going_down]
         if self.sends_changes:
             if not round_number:
                 return after
             kept: dict[str, Any] = {"round_number": round_number, "feedback": back}
-            return settled_change(self.codec_down, common, names, before, after, **kept)
+            state = settled_change(self.codec_down, common, names, before, after, **kept)
+            return confirmed(state, clients, round_number - 1)
         return settled(self.codec_down, common, names, before, after) if back else after
 
     def retracted(self, state: State) -> State:

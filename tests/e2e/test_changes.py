@@ -88,8 +88,8 @@ def test_a_client_trains_from_the_server_s_bits_in_every_round(
         received.setdefault(turn.round_number, set()).add(turn.received.digest())
         return train(bench, turn, *rest, **more)
 
-    def settled(self: Workbench, before: State, after: State, *, round_number: int) -> State:
-        state = settle(self, before, after, round_number=round_number)
+    def settled(self: Workbench, before: State, after: State, *, round_number: int, **more: Any) -> State:
+        state = settle(self, before, after, round_number=round_number, **more)
         held[round_number] = state.adapter.digest()
         return state
 
