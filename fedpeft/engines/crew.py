@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -22,7 +22,7 @@ from fedpeft.engines.worker import Done, Order, Setup, share, work
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.timing import current, phase
-from fedpeft.training.workbench import Workbench
+from fedpeft.training.workbench import CACHED_CLIENTS, Workbench
 
 __all__ = ["Crew"]
 
@@ -176,12 +176,13 @@ class Crew:
 
     def _serve(self, worker: _Worker) -> None:
         """Hand one message after the other to a worker, until the crew is dismissed."""
-        known: set[int] = set()
+        known: deque[int] = deque(maxlen=CACHED_CLIENTS)  # as many as the worker keeps encoded, and these
         try:
             worker.ready(self._turn)
             while (order := self._next(known)) is not None:
                 message, client = order
-                known.add(client)
+                if client not in known:
+                    known.append(client)
                 before = self._memories.read(client)
                 done = worker.ask(Order(message=message, client=client, memory=before))
                 self._memories.keep(client, before, done.memory)
@@ -193,7 +194,7 @@ class Crew:
                 self._failure = self._failure or (error if isinstance(error, FedpeftError | OSError) else _own(error))
                 self._changed.notify_all()
 
-    def _next(self, known: set[int]) -> tuple[Message, int] | None:
+    def _next(self, known: Collection[int]) -> tuple[Message, int] | None:
         """Wait for a message, to a client whose data the worker has encoded already if there is one."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._orders)

@@ -1,6 +1,7 @@
 """The default engine: Flower's Grid on this machine; the base model lies in memory once, whatever the workers."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from typing import Any, final
 
 from flwr.app import Context, Message, UserConfig
@@ -8,7 +9,7 @@ from flwr.clientapp import ClientApp
 
 from fedpeft.config import Experiment
 from fedpeft.engines.crew import Crew
-from fedpeft.engines.local import LocalGrid, local_client_app, node_context
+from fedpeft.engines.local import LocalGrid, LocalNodes, enrolled_context, local_client_app, node_context
 from fedpeft.engines.processes import ended_by_sigterm
 from fedpeft.engines.sizing import num_workers
 from fedpeft.engines.start import ready
@@ -23,7 +24,7 @@ __all__ = ["InlineGrid", "WorkerGrid", "simulate"]
 
 @final
 class InlineGrid(LocalGrid):
-    """Hands each message to the client app when its reply is asked for; a node's context is made when first needed."""
+    """Hands each message to the client app when its reply is asked for, in the context that ``contexts`` makes."""
 
     def __init__(
         self,
@@ -32,12 +33,15 @@ class InlineGrid(LocalGrid):
         num_clients: int,
         run_config: UserConfig | None = None,
         memories: MemoryFolder | None = None,
+        contexts: Callable[[int], Context] | None = None,
     ) -> None:
+        """``contexts`` makes one for each message, of nodes that hold the plan already; else they are kept here."""
         super().__init__(num_clients=num_clients)
         self._app = app
-        self._run_config = run_config or {}
         self._memories = memories
-        self._contexts: dict[int, Context] = {}
+        self._contexts = contexts or cache(
+            partial(node_context, num_clients=num_clients, run_config=run_config)  # what nodes keep, this grid keeps
+        )
         self._queued: dict[str, Message] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -50,7 +54,7 @@ class InlineGrid(LocalGrid):
         """Run the first asked-for message through the client app; one reply at a time is all that is ever held."""
         for message_id in message_ids:
             if (message := self._queued.pop(message_id, None)) is not None:
-                return [self._answer(message, self._context(message.metadata.dst_node_id))]
+                return [self._answer(message, self._contexts(message.metadata.dst_node_id - 1))]
         return []
 
     def _answer(self, message: Message, context: Context) -> Message:
@@ -60,30 +64,20 @@ class InlineGrid(LocalGrid):
         with self._memories.lent(int(context.node_config["partition-id"]), context.state):
             return self._app(message, context)
 
-    def _context(self, node: int) -> Context:
-        if node not in self._contexts:
-            self._contexts[node] = node_context(node - 1, num_clients=self._num_clients, run_config=self._run_config)
-        return self._contexts[node]
-
 
 @final
 class WorkerGrid(LocalGrid):
-    """Hands training and evaluation to worker processes at once, and answers the handshake itself."""
+    """Hands training and evaluation to worker processes at once; their nodes hold the plan already."""
 
-    def __init__(self, app: ClientApp, crew: Crew, *, num_clients: int) -> None:
+    def __init__(self, crew: Crew, *, num_clients: int) -> None:
         super().__init__(num_clients=num_clients)
-        self._app = app
         self._crew = crew
-        self._queued: dict[str, Message] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages; workers that are idle begin."""
         added = {message.metadata.message_id: message for message in messages}
-        for message_id, message in added.items():
-            if message.metadata.message_type in ("train", "evaluate"):
-                self._crew.give(message, client=message.metadata.dst_node_id - 1)
-            else:
-                self._queued[message_id] = message
+        for message in added.values():
+            self._crew.give(message, client=message.metadata.dst_node_id - 1)
         return list(added)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -92,12 +86,7 @@ class WorkerGrid(LocalGrid):
         Raises:
             RunError: a worker process ended.
         """
-        asked = list(message_ids)
-        here = [message for message_id in asked if (message := self._queued.pop(message_id, None)) is not None]
-        return [self._joined(message) for message in here] or self._crew.take(asked)
-
-    def _joined(self, message: Message) -> Message:
-        return self._app(message, node_context(message.metadata.dst_node_id - 1, num_clients=self._num_clients))
+        return self._crew.take(list(message_ids))
 
 
 def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[str, Any]:
@@ -115,10 +104,11 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
         clock.speed = measure(bench)
     workers = num_workers(experiment, num_clients=bench.shares.num_clients)
     memories = MemoryFolder(path=run.clients, checkpoint_every=experiment.rounds.checkpoint_every)
-    app, num_clients = local_client_app(bench), bench.shares.num_clients
+    nodes = LocalNodes(bench.shares.num_clients)
+    served = partial(serve, bench=bench, run=run, resume=resume, memories=memories, watcher=watcher, nodes=nodes)
     if workers == 1:
-        grid = InlineGrid(app, num_clients=num_clients, memories=memories)
-        return serve(grid, bench, run, resume=resume, memories=memories, watcher=watcher)
+        contexts = partial(enrolled_context, bench=bench, plan=bench.adapted.plan.to_bytes())
+        app = local_client_app(bench)
+        return served(InlineGrid(app, num_clients=len(nodes), memories=memories, contexts=contexts))
     with ended_by_sigterm(), Crew(bench, workers, memories) as crew:
-        grid_of_workers = WorkerGrid(app, crew, num_clients=num_clients)
-        return serve(grid_of_workers, bench, run, resume=resume, memories=memories, watcher=watcher, workers=workers)
+        return served(WorkerGrid(crew, num_clients=len(nodes)), workers=workers)

@@ -19,13 +19,12 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fedpeft.adapters.plan import Plan
-from fedpeft.client import enrol
 from fedpeft.config import Experiment
+from fedpeft.data.own import OwnShares
 from fedpeft.data.shares import Shares
 from fedpeft.data.store import read_store, write_store
-from fedpeft.engines.local import local_client_app, node_context
+from fedpeft.engines.local import enrolled_context, local_client_app
 from fedpeft.rounds.memory import entries, put
-from fedpeft.rounds.roster import job_name
 from fedpeft.timing import Clock, phase, running
 from fedpeft.training.mapped import map_weights, write_weights
 from fedpeft.training.workbench import Workbench, assemble
@@ -73,8 +72,8 @@ class Done:
 def share(bench: Workbench, folder: Path, *, sharers: int) -> None:
     """Write data, plan and frozen weights for worker processes; this process too lies on these weights from now on."""
     _share_states(bench, folder, sharers)
-    if isinstance(bench.shares, Shares):  # what is each client's own is read from its own place
-        write_store(folder / _DATA, bench.splits, bench.shares)
+    if not isinstance(bench.shares, OwnShares):  # what is each client's own is read from its own place
+        write_store(folder / _DATA, bench.splits, bench.shares if isinstance(bench.shares, Shares) else None)
     (folder / _PLAN).write_bytes(bench.adapted.plan.to_bytes())
     write_weights(bench.adapted.attached.model, folder / _WEIGHTS)
     map_weights(bench.adapted.attached.model, folder / _WEIGHTS)
@@ -129,7 +128,6 @@ def _received(connection: Connection) -> Order | None:
 
 
 def _answered(app: ClientApp, bench: Workbench, plan: bytes, order: Order) -> tuple[Message, dict[int, bytes]]:
-    context = node_context(order.client, num_clients=bench.shares.num_clients)
-    enrol(context.state, job_name(bench), plan)
+    context = enrolled_context(order.client, bench, plan)
     put(context.state, order.memory)
     return app(order.message, context), entries(context.state)

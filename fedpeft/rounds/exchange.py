@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -54,7 +54,7 @@ class Exchange:
 
     grid: Grid
     bench: Workbench
-    nodes: dict[int, int]
+    nodes: Mapping[int, int]
     state: State
     round_number: int
     workers: int = 0
@@ -86,10 +86,14 @@ class Exchange:
         window, timeout = max(rounds.window, 2 * self.workers), math.inf if self.workers else rounds.timeout_seconds
         outgoing = ((client, asking(client)) for client in cohort)
         for client, message in in_order(self.grid, outgoing, window=window, timeout=timeout, longest=longest):
-            if message is not None and message.has_error() and message.error.code == BEHIND:
+            if message is not None and self._is_behind(message):
                 again, left = [(client, asking(client, whole=True))], longest - (time.monotonic() - began)
                 _, message = next(in_order(self.grid, again, window=1, timeout=timeout, longest=left))  # noqa: PLW2901
             yield self._take(kind, client, message, *sent.pop(client))
+
+    def _is_behind(self, message: Message) -> bool:
+        """Tell whether a client refused because it does not hold what changes were sent of."""
+        return self.bench.sends_changes and message.has_error() and message.error.code == BEHIND
 
     def _content(self, downlink: Downlink, client: int, *, whole: bool) -> tuple[RecordDict, int]:
         """Return what one client is sent, and of how many scalars it tells."""
