@@ -69,7 +69,8 @@ class Choices:
     @property
     def words(self) -> tuple[str, ...]:
         """Each plug-in's name, and as canonical JSON its options that are not the default, in order."""
-        return tuple(_words(stage) for stage in self.stages)
+        told = [(stage.name, stage.options.model_dump(mode="json", exclude_defaults=True)) for stage in self.stages]
+        return tuple(f"{name} {json.dumps(options, sort_keys=True)}" if options else name for name, options in told)
 
     def table(self) -> Any:
         """Return the one table, or the array of several."""
@@ -123,8 +124,16 @@ class Rounds(Frozen):
     """A reply later than this is a failure."""
     deadline_seconds: float | None = Field(default=None, gt=0)
     """All replies of a round are taken within this time of its first message; unset: each has timeout_seconds."""
+    rest_rounds: int = Field(default=0, ge=0)
+    """Rounds for which a client that let two deadlines in a row pass is not asked; 0: it is asked each time."""
     spare_clients: int = Field(default=0, ge=0)
     """Further clients drawn and asked a round; their replies count, in client order, where others failed."""
+    max_update_norm: float | None = Field(default=None, gt=0)
+    """A reply whose tensors together have a larger L2 norm is refused; unset: none is."""
+    max_product_norm: float | None = Field(default=None, gt=0)
+    """The same of what it does to the weights that A/B pairs adapt (Frobenius norm of the change of scale * B @ A)."""
+    max_examples: int | None = Field(default=None, ge=1)
+    """A client counts for no more examples than this, however many it says it holds; unset: for as many as it says."""
     window: int = Field(default=16, ge=1)
     """Messages under way at once; bounds the server's memory."""
     checkpoint_every: int = Field(default=1, ge=1)
@@ -264,11 +273,6 @@ class Experiment:
         table["compute"] = _without_later("compute", self.compute)
         canonical = json.dumps(table, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _words(stage: Choice) -> str:
-    told = stage.options.model_dump(mode="json", exclude_defaults=True)
-    return f"{stage.name} {json.dumps(told, sort_keys=True, separators=(',', ':'))}" if told else stage.name
 
 
 def _without_later(name: str, table: Frozen) -> dict[str, Any]:

@@ -4,7 +4,8 @@ The rules of the latter are in ``training/changes.py``; here they meet messages.
 """
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
+from hashlib import sha256
 from typing import Any, Literal, final
 
 from fedpeft.codecs.base import Common
@@ -33,6 +34,11 @@ class Parcel:
     carries: Carried
     changes: Changes | None
     body: bytes = field(repr=False)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The body's sha256."""
+        return sha256(self.body).digest()
 
 
 @final

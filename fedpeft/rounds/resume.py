@@ -1,14 +1,11 @@
 """Where a run stands: the checkpoint it goes on from, and what of the record is forgotten for it."""
 
-from dataclasses import replace
-
 from fedpeft.errors import ResumeError
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.rounds import checkpoint as checkpoints
 from fedpeft.rounds.checkpoint import Checkpoint
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.strategies.base import State
-from fedpeft.training.changes import forgotten
 from fedpeft.training.workbench import Workbench
 
 __all__ = ["checkpoint_of", "resumed"]
@@ -35,7 +32,7 @@ def resumed(run: RunDirectory, bench: Workbench, memories: MemoryFolder | None =
     if found.plan.hash != bench.adapted.plan.hash:
         raise ResumeError(f"{run.checkpoints}: the adapter's plan has changed; the libraries may have been updated")
     found.state.adapter.require(bench.adapted.attached.manifest(), where=str(run.checkpoints))
-    return found if memories is not None else replace(found, state=forgotten(found.state))
+    return found
 
 
 def _require_memories(run: RunDirectory, bench: Workbench, memories: MemoryFolder | None, round_number: int) -> None:

@@ -30,7 +30,6 @@ __all__ = [
     "Held",
     "caught_up",
     "confirmed",
-    "forgotten",
     "held_by",
     "held_of",
     "holding",
@@ -106,11 +105,6 @@ def confirmed(state: State, clients: Sequence[int], version: int) -> State:
     order = torch.argsort(merged)
     told = torch.cat([versions[kept], torch.full_like(asked, version)])[order]
     return replace(state, sent=Tensors({**state.sent, _CLIENTS: merged[order], _VERSIONS: told}))
-
-
-def forgotten(state: State) -> State:
-    """Return the state that knows of no client what it holds: so it is where nodes began anew."""
-    return replace(state, sent=state.sent.without([_CLIENTS, _VERSIONS]))
 
 
 def held_by(state: State, client: int) -> int:

@@ -8,6 +8,7 @@ from fedpeft.errors import UnsupportedError
 from fedpeft.strategies.base import Strategy
 from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.training.adapted import Adapted
+from fedpeft.training.bounds import require_bounded
 from fedpeft.training.changes import require_changes
 
 __all__ = ["require_fit"]
@@ -21,6 +22,7 @@ def require_fit(experiment: Experiment, strategy: Strategy[Any], adapted: Adapte
     """
     strategy.check(adapted.attached.slots)
     strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
+    require_bounded(experiment, adapted.attached.slots)
     changes = chained(experiment.codec_down.build()).changes_only
     if changes:
         require_changes(experiment, strategy, adapted.adapter, adapted.attached.slots)

@@ -15,7 +15,6 @@ from fedpeft.training.changes import (
     Held,
     caught_up,
     confirmed,
-    forgotten,
     held_by,
     held_of,
     holding,
@@ -131,4 +130,3 @@ def test_the_server_knows_what_each_client_was_last_sent(seed: int) -> None:
         account |= dict.fromkeys(clients, version)
 
     assert {client: held_by(state, client) for client in range(13)} == {c: account.get(c, 0) for c in range(13)}
-    assert {held_by(forgotten(state), client) for client in range(13)} == {0}
