@@ -196,7 +196,7 @@ def _applied(federation: Federation, before: State, total: Any, tally: Tally, ro
     """Return the state after the round; an aggregate or a residual that is not finite is an error."""
     bench, keeper = federation.bench, federation.guard
     after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, before, total))
-    state = bench.settled(before, after, round_number=round_number)
+    state = bench.settled(before, after, round_number=round_number, clients=tally.answered)
     state = keeper.renewed(state, before, tally, round_number) if keeper else state
     state.adapter.require_finite(where=f"global adapter after round {round_number}")
     bench.residuals(state).require_finite(where=f"residual after round {round_number}")

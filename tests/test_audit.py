@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import opacus.optimizers
 import pytest
 import torch
 from typer.testing import CliRunner

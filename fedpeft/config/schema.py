@@ -66,6 +66,12 @@ class Choices:
         """The plug-ins' names, in order."""
         return tuple(stage.name for stage in self.stages)
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Each plug-in's name, and as canonical JSON its options that are not the default, in order."""
+        told = [(stage.name, stage.options.model_dump(mode="json", exclude_defaults=True)) for stage in self.stages]
+        return tuple(f"{name} {json.dumps(options, sort_keys=True)}" if options else name for name, options in told)
+
     def table(self) -> Any:
         """Return the one table, or the array of several."""
         tables = [stage.table() for stage in self.stages]
@@ -240,7 +246,7 @@ class Experiment:
     codec: Choices
     """Of what clients send; of several, each but the last says which entries it keeps for the next."""
     codec_down: Choices
-    """Of what the server sends."""
+    """Of what the server sends: the adapter, or with a codec that leaves entries out how it changed."""
     feedback: Feedback
     train: Train
     rounds: Rounds

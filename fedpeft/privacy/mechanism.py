@@ -26,6 +26,7 @@ z C / sqrt(m), m = rounds.min_clients. The sum of any k >= m of them has z C sqr
 released. It holds for the sum, so against whoever sees no single update, and counts on m clients that do add noise.
 """
 
+import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -128,6 +129,28 @@ class Mechanism:
             "nothing was sent and the last checkpoint stands; another run may set privacy.spare_rounds"
         )
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """What is done to one client's change on its way, in this order; compress stands for the codec, up.
+
+        Before the codec, noise makes all that comes after free; after it, what is cut is what was decoded.
+        """
+        if self.privacy.unit == "example" or self.privacy.placement == "distributed":
+            return ("clip", "noise", "compress")
+        return ("compress", "clip", "noise")
+
+    @property
+    def claim(self) -> str:
+        """What messages say of it, canonical JSON: the same on both sides, and of nobody's data."""
+        said = {
+            "unit": self.privacy.unit,
+            "clip": self.privacy.clip,
+            "noise_multiplier": self.noise_multiplier,
+            "sample_rate": self.sample_rate,
+            "order": self.order,
+        }
+        return json.dumps(said, sort_keys=True, separators=(",", ":"))
+
     def statement(self, num_rounds: int) -> dict[str, Any]:
         """Return what may be claimed after so many charged rounds, in words and numbers."""
         privacy, example, known = self.privacy, self.privacy.unit == "example", self.privacy.cohorts == "known"
@@ -142,6 +165,7 @@ class Mechanism:
             "accountant": privacy.accountant,
             "noise_multiplier": self.noise_multiplier,
             "clip": privacy.clip,
+            "order": ", ".join(self.order),
             "trust": _TRUST["example" if example else privacy.placement],
             "composition": _COMPOSITION["example" if example else privacy.cohorts],
             "randomness": "secure" if privacy.noise == "secure" else "REPRODUCIBLE: for research, not private in use",

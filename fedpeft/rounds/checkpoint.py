@@ -22,8 +22,8 @@ __all__ = ["KEEP", "Checkpoint", "latest", "save"]
 
 KEEP = 2
 """The newest so many checkpoints stay."""
-_FORMAT = 4
-_TENSORS = ("adapter", "memory", "exact", "clip")
+_FORMAT = 5
+_TENSORS = ("adapter", "memory", "exact", "clip", "sent")
 
 
 @final

@@ -97,7 +97,7 @@ def test_a_damaged_piece_is_named(tmp_path: Path, piece: str, damage: Callable[[
     "change",
     [
         lambda header: [],
-        lambda header: {**header, "format": 3},
+        lambda header: {**header, "format": 4},
         lambda header: {**header, "round": 1},
         lambda header: {**header, "round": "2"},
         lambda header: {**header, "adapter": None},
