@@ -155,12 +155,7 @@ def _client(client: int, num_clients: int, *, server: str, beside_server: bool) 
             "fedpeft-client",
             commands[trainer],
             [],
-            [
-                APPLICATION.format(client),
-                PINS.format(client),
-                f"{PINS.format(client)}{SUFFIX}",
-                OPERATOR.format(client),
-            ],
+            [APPLICATION.format(client), pins, f"{pins}{SUFFIX}", OPERATOR.format(client)],
             network_mode="none",
             mem_limit="8g",
             healthcheck=_healthcheck(_TRAINER_READY),
