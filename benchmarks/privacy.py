@@ -1,16 +1,15 @@
 """What does privacy cost, and who pays least? FFA-LoRA, LoRA and DyLoRA under noise, each at its own tuned rate.
 
     python -m benchmarks.privacy                           # all of it; goes on where it was stopped
-    python -m benchmarks.privacy --parts clinc150_example  # one part; the section and the JSON have all that was run
+    python -m benchmarks.privacy --parts clinc150_example  # one part; the section has all that was run
     python -m benchmarks.privacy --parts                   # run nothing; write what was run so far
 
 *example*: FFA-LoRA against LoRA under example-level privacy at epsilon 6, 3, 1 and none, three clients. On CLINC150 the
-task is to tell the domain of an utterance; on mr_polarity it is MiniLM. *client*: DP-DyLoRA, DP-LoRA of fixed ranks,
-FFA-LoRA, and each of them without privacy, with the noise of a million clients and a cohort of 10,000; then DP-DyLoRA
-with the noise of smaller federations. *noise*: noise multiplier x rank, LoRA against FFA-LoRA, at rates that both were
-tuned over. The base of CLINC150 is a small transformer trained from scratch on five public domains, and the other five
-are federated (benchmarks/unseen.py): one client a domain and 75 intents in *client*. Of parts called *seen* the base
-is trained on a public 35 % of all ten (benchmarks/intents.py).
+task is to tell the domain of an utterance, on a small transformer trained from scratch on a public 35 %
+(benchmarks/intents.py); on mr_polarity it is MiniLM. *client*: DP-DyLoRA, DP-LoRA of fixed ranks, FFA-LoRA, and each of
+them without privacy, ten clients of one domain each (CLINC150, 150 intents), with the noise of a million clients and a
+cohort of 10,000; then DP-DyLoRA with the noise of smaller federations. *noise*: noise multiplier x rank, LoRA against
+FFA-LoRA, at rates that both were tuned over.
 
 Each rate of the grid is tried on a seed and a validation split that no reported number comes from; then the seeds are
 run at the method's own best rate. Noise is reproducible, so that the benchmark is. Every run is a line of
@@ -28,9 +27,8 @@ from typing import Any
 
 from benchmarks import privacy_report
 from benchmarks.intents import Base, prepare
-from benchmarks.jobs import DATA, ROOT, read_log, write_section
+from benchmarks.jobs import DATA, committed_log, keep, read_log, write_section
 from benchmarks.privacy_settings import COHORT, CURVE, SCRATCH, SETTINGS, SMALLER, TUNING_SEED, Job, experiment
-from benchmarks.unseen import BASE, prepare_unseen
 from fedpeft.engines.inline import InlineGrid, local_client_app
 from fedpeft.errors import FedpeftError
 from fedpeft.report.run_directory import RunDirectory
@@ -39,10 +37,8 @@ from fedpeft.server import serve
 from fedpeft.strategies.ranks import padded, rank_of, sliced
 from fedpeft.training.workbench import Workbench, assemble
 
-LOG = ROOT / "docs" / "results" / "privacy.jsonl"
+LOG = committed_log("privacy")
 PARTS = ("clinc150_example", "clinc150_client", "clinc150_noise", "mr_polarity_example", "mr_polarity_client")
-PAST = ("clinc150_seen_example", "clinc150_seen_client")
-"""Run once, and reported as far as they went."""
 
 Results = list[dict[str, Any]]
 Part = dict[str, Results]
@@ -81,14 +77,13 @@ def curve(bench: Workbench, run: RunDirectory) -> dict[str, float]:
 def main() -> None:
     """Tune, run, and write the log, its section and its pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="*", default=PARTS, choices=(*PARTS, *PAST), help="in this order")
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS, help="in this order")
     args = parser.parse_args()
     for part in args.parts:
         if "clinc150" in part:
-            source, made = DATA / "clinc150", SETTINGS[part].base
-            prepare_unseen(source, SCRATCH / "unseen") if made == BASE else prepare(source, SCRATCH, Base())
+            prepare(DATA / "clinc150", SCRATCH, Base())
         study(part, run)
-    write_section("privacy", privacy_report.section({part: study(part, logged) for part in (*PARTS, *PAST)}))
+    write_section("privacy", privacy_report.section({part: study(part, logged) for part in PARTS}))
 
 
 def study(part: str, run: Run) -> Part:
@@ -172,10 +167,8 @@ def run(jobs: Sequence[Job]) -> Results:
     for job in jobs:
         if job.key not in known:
             known[job.key] = work(job)
-            line = json.dumps({"key": job.key, "result": known[job.key]})
-            with LOG.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-            print(line, flush=True)
+            keep(LOG, job.key, known[job.key])
+            print(json.dumps(known[job.key]), flush=True)
     return [known[job.key] for job in jobs]
 
 

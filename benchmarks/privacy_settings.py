@@ -1,15 +1,12 @@
 """What benchmarks/privacy.py runs: data, base, partition and training of each part, and a run's experiment and name."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.intents import Base
-from benchmarks.jobs import DATA, ROOT
-from benchmarks.unseen import BASE
+from benchmarks.jobs import DATA, ROOT, key_of
 from fedpeft import config
 from fedpeft.config import Experiment
 
@@ -43,12 +40,9 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Its name in the log: a digest of all that this file says of its run."""
-        base = SETTINGS[self.part].base
-        said = json.dumps([table(self), asdict(base) if base else None], sort_keys=True)
-        for folder, name in ((SCRATCH, "scratch"), (DATA, "data")):
-            said = said.replace(str(folder), name)
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+        """Its name in the log."""
+        base = asdict(Base()) if self.part.startswith("clinc150") else {}
+        return key_of({**table(self), "made_of": base}, self.part, self.strategy, self.rank, self.rate, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,27 +65,17 @@ class Setting:
     """Twice the rank where unset, so that all ranks have one scale."""
     precision: str = "float32"
     seeds: tuple[int, ...] = (0, 1, 2)
-    base: Base | None = None
-    """What CLINC150's is made of."""
     accountant: str | None = None
     """The default's where unset."""
 
 
-def _clinc(label: str, train: Path, unseen: Path, *, most: int) -> Callable[[Job], dict[str, Any]]:
+def _clinc(label: str) -> Callable[[Job], dict[str, Any]]:
     def data(job: Job) -> dict[str, Any]:
-        test = unseen / ("val.parquet" if job.seed == TUNING_SEED else "test.parquet")
+        unseen = DATA / "clinc150" / ("val.parquet" if job.seed == TUNING_SEED else "test.parquet")
         columns = {"text": "text", "label": label, **({"client": "client"} if label == "label" else {})}
-        return {"path": str(train / "train.parquet"), "test_path": str(test), "max_test": most, **columns}
+        return {"path": str(SCRATCH / "train.parquet"), "test_path": str(unseen), "max_test": 1500, **columns}
 
     return data
-
-
-def _other(label: str) -> Callable[[Job], dict[str, Any]]:
-    return _clinc(label, SCRATCH / "unseen" / "other", SCRATCH / "unseen" / "other", most=1000)
-
-
-def _all_ten(label: str) -> Callable[[Job], dict[str, Any]]:
-    return _clinc(label, SCRATCH, DATA / "clinc150", most=1500)
 
 
 def _polarity(job: Job) -> dict[str, Any]:
@@ -101,17 +85,7 @@ def _polarity(job: Job) -> dict[str, Any]:
     return {"path": str(folder / "train.parquet"), **test, **sizes, "text": "text", "label": "label"}
 
 
-_SMALL: dict[str, Any] = {
-    "model": {"name": "pretrained", "path": str(SCRATCH / "unseen" / "base")},
-    "max_length": 18,
-    "base": BASE,
-    "accountant": "rdp",
-}
-_SEEN: dict[str, Any] = {
-    "model": {"name": "pretrained", "path": str(SCRATCH / "base")},
-    "max_length": 20,
-    "base": Base(),
-}
+_SMALL: dict[str, Any] = {"model": {"name": "pretrained", "path": str(SCRATCH / "base")}, "max_length": 20}
 _THREE = {"name": "dirichlet", "alpha": 0.5, "num_clients": 3}
 _UPPER = [
     f"encoder.layer.{layer}.{place}"
@@ -126,31 +100,30 @@ _MINILM: dict[str, Any] = {
     "accountant": "rdp",
     "rates": (3e-3, 1e-2),
 }
-_EXAMPLE: dict[str, Any] = {
-    "partition": _THREE,
-    "lora": {"target_modules": ["query", "value"]},
-    "num_rounds": 10,
-    "unit": "example",
-    "sample_rate": 0.02,
-}
-_CLIENT: dict[str, Any] = {
-    "partition": {"name": "natural"},
-    "lora": {},
-    "train": {"local_steps": 4, "batch_size": 16, "optimizer": "sgd"},
-    "num_rounds": 20,
-    "unit": "client",
-    "delta": MILLIONTH,
-    "alpha": 16.0,
-}
 SETTINGS = {
     "clinc150_example": Setting(
         **_SMALL,
-        **_EXAMPLE,
-        data=_other("client"),
-        train={"local_steps": 5, "batch_size": 48, "optimizer": "sgd"},
-        rates=(0.3, 1.0, 3.0),
+        data=_clinc("client"),
+        partition=_THREE,
+        lora={"target_modules": ["query", "value"]},
+        train={"local_steps": 10, "batch_size": 64, "optimizer": "sgd"},
+        num_rounds=10,
+        unit="example",
+        sample_rate=0.02,
+        rates=(0.3, 1.0, 3.0, 10.0),
     ),
-    "clinc150_client": Setting(**_SMALL, **_CLIENT, data=_other("label"), rates=(0.1, 0.3, 1.0)),
+    "clinc150_client": Setting(
+        **_SMALL,
+        data=_clinc("label"),
+        partition={"name": "natural"},
+        lora={},
+        train={"local_steps": 4, "batch_size": 16, "optimizer": "sgd"},
+        num_rounds=20,
+        unit="client",
+        delta=MILLIONTH,
+        alpha=16.0,
+        rates=(0.2, 0.5),
+    ),
     "mr_polarity_example": Setting(
         **_MINILM,
         partition=_THREE,
@@ -170,16 +143,8 @@ SETTINGS = {
         delta=MILLIONTH,
         alpha=16.0,
     ),
-    "clinc150_seen_example": Setting(
-        **_SEEN,
-        **_EXAMPLE,
-        data=_all_ten("client"),
-        train={"local_steps": 10, "batch_size": 64, "optimizer": "sgd"},
-        rates=(0.3, 1.0, 3.0, 10.0),
-    ),
-    "clinc150_seen_client": Setting(**_SEEN, **_CLIENT, data=_all_ten("label"), rates=(0.2, 0.5)),
 }
-SETTINGS["clinc150_noise"] = replace(SETTINGS["clinc150_example"], seeds=(0,))
+SETTINGS["clinc150_noise"] = replace(SETTINGS["clinc150_example"], rates=(0.3, 1.0, 3.0), seeds=(0,))
 
 
 def experiment(job: Job, out: Path) -> Experiment:

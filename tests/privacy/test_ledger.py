@@ -11,10 +11,10 @@ from fedpeft.privacy.ledger import Charge, Ledger
 from fedpeft.privacy.mechanism import Mechanism, mechanism
 
 
-def of(unit: str, **options: Any) -> Mechanism:
+def of(unit: str, clients_per_round: int | None = None, **options: Any) -> Mechanism:
     own = {"sample_rate": 0.1} if unit == "example" else {}
     table = {"unit": unit, "delta": 1e-5, "clip": 1.0, "noise_multiplier": 2.0, "accountant": "rdp", **own, **options}
-    rounds, train = Rounds(num_rounds=3, clients_per_round=options.pop("clients_per_round", None)), Train(local_steps=2)
+    rounds, train = Rounds(num_rounds=3, clients_per_round=clients_per_round), Train(local_steps=2)
     return mechanism(Privacy.model_validate(table), train=train, rounds=rounds, num_clients=4)
 
 
