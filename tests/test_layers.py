@@ -36,6 +36,7 @@ SHARED = ("base", "head", "plan")
 """Modules of a plug-in folder that other folders of the same layer may import."""
 PLUGIN_FOLDERS = ("adapters", "codecs", "models", "data/partitions", "data/sources", "strategies", "tasks")
 HOMES = {
+    "bitsandbytes": ("models",),
     "constriction": ("codecs",),
     "peft": ("adapters",),
     "transformers": ("adapters", "models", "privacy", "tasks"),

@@ -10,15 +10,13 @@ from typing import Annotated, Any, Literal, final
 import tomli_w
 from pydantic import Field
 
-from fedpeft import plugins
 from fedpeft.config.base import Frozen
+from fedpeft.config.choice import Choice, Choices
 from fedpeft.config.privacy import Privacy
 
 __all__ = [
     "WITHOUT_EFFECT",
     "Calibration",
-    "Choice",
-    "Choices",
     "Compute",
     "Evaluate",
     "Experiment",
@@ -32,54 +30,8 @@ __all__ = [
 
 WITHOUT_EFFECT = ("output", "simulation")
 """Tables that do not change the result."""
-_LATER = {"compute": ("cache_frozen", "cache_bytes")}
+_LATER = {"compute": ("quantization", "gradient_checkpointing", "cache_frozen", "cache_bytes")}
 """Keys that came after runs had begun: at their defaults they are left out of the hash, so that these go on."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """A plug-in by name, with its checked options."""
-
-    group: str
-    name: str
-    options: Frozen
-
-    def table(self) -> dict[str, Any]:
-        """Return the table as it stands in the file, defaults included."""
-        return {"name": self.name, **self.options.model_dump(mode="json")}
-
-    def build(self) -> Any:
-        """Import the plug-in and make it."""
-        return vars(plugins.load(self.group, self.name))["make"](self.options)
-
-
-@final
-@dataclass(frozen=True)
-class Choices:
-    """Plug-ins of one kind, one after the other: a table in the file, or an array of tables."""
-
-    stages: tuple[Choice, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The plug-ins' names, in order."""
-        return tuple(stage.name for stage in self.stages)
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """Each plug-in's name, and as canonical JSON its options that are not the default, in order."""
-        told = [(stage.name, stage.options.model_dump(mode="json", exclude_defaults=True)) for stage in self.stages]
-        return tuple(f"{name} {json.dumps(options, sort_keys=True)}" if options else name for name, options in told)
-
-    def table(self) -> Any:
-        """Return the one table, or the array of several."""
-        tables = [stage.table() for stage in self.stages]
-        return tables if len(tables) > 1 else tables[0]
-
-    def build(self) -> list[Any]:
-        """Import the plug-ins and make them."""
-        return [stage.build() for stage in self.stages]
 
 
 @final
@@ -172,10 +124,17 @@ class Compute(Frozen):
 
     num_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Threads of one process; part of what makes a run reproducible to the bit."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: forward and backward by autocast, adapters and optimizer in float32; for hardware that has it."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """bfloat16: forward and backward by autocast, adapters and optimizer in float32; for hardware that has it.
+
+    auto: whichever a short measurement finds faster when ``fedpeft simulate`` begins; the run is then of that one.
+    """
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda|cuda:\d+)$", examples=["cpu", "cuda", "cuda:0"])
     """Where tensors live."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Bits of the frozen base's linear layers, by bitsandbytes (``pip install 'fedpeft[quantization]'``)."""
+    gradient_checkpointing: bool = False
+    """Compute each block's activations again when going backward: less memory, about a third more time."""
     cache_frozen: bool = False
     """Compute once, and keep on this machine, what enters the lowest block the adapter touches; no dropout below it."""
     cache_bytes: int = Field(default=4 * 2**30, ge=1)

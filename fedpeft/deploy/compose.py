@@ -17,7 +17,6 @@ from fedpeft.deploy.topology import (
     EXECUTOR,
     NODE,
     OPERATOR,
-    PINS,
     SERVER,
     SUPERLINK,
     TRAINER,
@@ -140,7 +139,7 @@ def _server(num_clients: int) -> dict[str, Service]:
 def _client(client: int, num_clients: int, *, server: str, beside_server: bool) -> dict[str, Service]:
     commands, name = client_commands(site(server), client, num_clients), NODE.format(client)
     trainer, executor, socket = TRAINER.format(client), CLIENT.format(client), f"socket-{client}:{_SOCKETS}"
-    waits = {REGISTER: {"condition": "service_completed_successfully"}}
+    waits, pins = {REGISTER: {"condition": "service_completed_successfully"}}, PINS.format(client)
     return {
         name: _service(
             "fedpeft-client",

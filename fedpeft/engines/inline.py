@@ -12,7 +12,7 @@ from fedpeft.engines.crew import Crew
 from fedpeft.engines.local import LocalGrid, LocalNodes, enrolled_context, local_client_app, node_context
 from fedpeft.engines.processes import ended_by_sigterm
 from fedpeft.engines.sizing import num_workers
-from fedpeft.engines.start import ready
+from fedpeft.engines.start import ready, settled
 from fedpeft.report.watch import Watcher
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.server import serve
@@ -99,6 +99,7 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
         InputError: something is wrong with the experiment; nothing has been written.
         RunError: the run failed after it began, or a worker process ended; the last checkpoint stands.
     """
+    experiment = settled(experiment)
     bench, run, resume = ready(experiment)
     if (clock := current()) is not None:
         with phase("load"):
