@@ -17,6 +17,7 @@ from fedpeft.deploy.topology import (
     EXECUTOR,
     NODE,
     OPERATOR,
+    PINS,
     SERVER,
     SUPERLINK,
     TRAINER,
