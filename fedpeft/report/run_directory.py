@@ -31,6 +31,8 @@ _OWNED = (
     "report.html",
     "checkpoints",
     "clients",
+    "journal",
+    "run.id",
     "adapter",
     _CONFIG,
 )
