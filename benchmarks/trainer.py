@@ -32,7 +32,7 @@ from fedpeft.rounds.roster import job_name
 from fedpeft.trainer.address import parse
 from fedpeft.training.adapted import load_base
 from fedpeft.training.workbench import Workbench, assemble
-from fedpeft.wire.message import Broadcast, Envelope, Join, Update
+from fedpeft.wire.message import Broadcast, Carried, Envelope, Join, Update
 from fedpeft.wire.payload import pack, unpack
 from fedpeft.wire.record import content_of, record_of
 
@@ -75,7 +75,7 @@ def envelope(bench: Workbench, round_number: int, **more: Any) -> Envelope:
         config_hash=bench.experiment.hash,
         plan_hash=bench.adapted.plan.hash,
         base_hash=bench.adapted.base_hash,
-        codec=bench.experiment.codec.names,
+        codec=bench.experiment.codec.words,
         **more,
     )
 
@@ -84,7 +84,9 @@ def write_train(folder: Path, bench: Workbench, round_number: int) -> None:
     """Write the message that asks for one round's training."""
     adapter = bench.adapted.initial
     body = bench.codec_down.encode(adapter, bench.common("down", round_number=round_number))
-    header = Broadcast(envelope=envelope(bench, round_number, manifest=adapter.manifest()), client=0, kind="train")
+    header = Broadcast(
+        envelope=envelope(bench, round_number, carries=Carried.of(adapter.manifest())), client=0, kind="train"
+    )
     write_content(folder, content_of(pack(header, body)))
     (folder / "kind").write_text("train")
 

@@ -106,6 +106,10 @@ class WireError(FedpeftError, ValueError):
     """A message that is malformed, damaged, or meant for another run."""
 
 
+class BehindError(WireError):
+    """A client does not hold the adapter that the changes it was sent begin at; it is to be sent the whole one."""
+
+
 class RefusedError(WireError):
     """A reply that is not used, with the one word by which such are counted: no sender has a say in it."""
 

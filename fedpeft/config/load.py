@@ -11,13 +11,12 @@ from pydantic import ValidationError
 
 from fedpeft import plugins
 from fedpeft.config.base import Frozen
+from fedpeft.config.choice import Choice, Choices
 from fedpeft.config.explain import explain
 from fedpeft.config.influence import idle_bounds
 from fedpeft.config.privacy import Privacy
 from fedpeft.config.schema import (
     Calibration,
-    Choice,
-    Choices,
     Compute,
     Evaluate,
     Experiment,

@@ -182,8 +182,9 @@ def _header(pins: Pins, experiment: Experiment, header: Header) -> Found:
         yield "job", f"the message is of job {envelope.job[:80]!r}, this node works for {job_of(experiment)}"
     if envelope.config_hash != experiment.hash:
         yield "config_hash", f"the server runs experiment {envelope.config_hash[:80]!r}, this node {experiment.hash}"
-    yield from _among("codecs", envelope.codec, pins.codecs)
-    yield from _at_most("adapter.max_elements", envelope.num_elements, pins.adapter.max_elements)
+    stages = (stage.split(" ", 1)[0] for stage in envelope.codec)  # a name, and its options if it has any
+    yield from _among("codecs", stages, pins.codecs)
+    yield from _at_most("adapter.max_elements", envelope.carries.num_elements, pins.adapter.max_elements)
 
 
 def _broadcast(pins: Pins, experiment: Experiment, asked: Broadcast) -> Found:

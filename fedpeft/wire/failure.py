@@ -11,6 +11,7 @@ import secrets
 from flwr.app import Error
 
 from fedpeft.errors import (
+    BehindError,
     ConfigError,
     DataError,
     InputError,
@@ -22,7 +23,7 @@ from fedpeft.errors import (
     UnsupportedError,
     WireError,
 )
-from fedpeft.wire.record import DECLINED, GAVE_UP
+from fedpeft.wire.record import BEHIND, DECLINED, GAVE_UP
 
 __all__ = ["WORDS_VARIABLE", "failure", "tells"]
 
@@ -58,11 +59,12 @@ def failure(error: Exception, log: logging.Logger, *, who: str, words: bool, hid
     log.warning("%s gave up (id %s)", who, number, exc_info=error)
     if isinstance(error, PinError):
         return Error(DECLINED, f"declined: pin {error.pin} (id {number})")
+    flower = BEHIND if isinstance(error, BehindError) else GAVE_UP
     if hidden:
-        return Error(GAVE_UP, f"gave up; with [privacy] the reason stays in the client's own log (id {number})")
+        return Error(flower, f"gave up; with [privacy] the reason stays in the client's own log (id {number})")
     if words:
-        return Error(GAVE_UP, f"{type(error).__name__}: {error}")
-    return Error(GAVE_UP, f"gave up: {_code(error)}, {type(error).__name__} (id {number})")
+        return Error(flower, f"{type(error).__name__}: {error}")
+    return Error(flower, f"gave up: {_code(error)}, {type(error).__name__} (id {number})")
 
 
 def _code(error: Exception) -> str:
