@@ -70,8 +70,25 @@ def _resources(experiment: Experiment) -> str:
             f"compute.device = {compute.device!r}: under Flower's simulation Ray hands out the GPUs; use 'cuda'"
         )
     threads = have if isinstance(compute.num_threads, str) else min(compute.num_threads, have)
-    gpus = " client-resources-num-gpus=1.0" if compute.device == "cuda" else ""
-    return f"client-resources-num-cpus={threads}{gpus}"
+    return f"client-resources-num-cpus={threads}{_gpus(experiment)}"
+
+
+def _gpus(experiment: Experiment) -> str:
+    """Return what Ray sets aside of GPUs: it shows a client its own alone, so that ``cuda`` is the right one there."""
+    asked, device = experiment.simulation.gpus_per_client, experiment.compute.device
+    if device == "cpu":
+        if asked is not None:
+            raise UnsupportedError(
+                f"simulation.gpus_per_client = {asked} with compute.device = 'cpu': without effect; set compute.device "
+                "= 'cuda', or leave it out"
+            )
+        return ""
+    if asked is not None and asked > 1 and asked != int(asked):
+        raise UnsupportedError(
+            f"simulation.gpus_per_client = {asked}: Ray hands out a share of one GPU or whole ones; expected at most "
+            "1, or a whole number"
+        )
+    return f" client-resources-num-gpus={1.0 if asked is None else float(asked)}"
 
 
 def begin(experiment: Experiment, watcher: Watcher) -> tuple[RunDirectory, int, int]:

@@ -16,7 +16,7 @@ from fedpeft.engines.start import ready, settled
 from fedpeft.report.watch import Watcher
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.server import serve
-from fedpeft.timing import current
+from fedpeft.timing import current, phase
 from fedpeft.training.speed import measure
 
 __all__ = ["InlineGrid", "WorkerGrid", "simulate"]
@@ -102,7 +102,8 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
     experiment = settled(experiment)
     bench, run, resume = ready(experiment)
     if (clock := current()) is not None:
-        clock.speed = measure(bench)
+        with phase("load"):
+            clock.speed = measure(bench)
     workers = num_workers(experiment, num_clients=bench.shares.num_clients)
     memories = MemoryFolder(path=run.clients, checkpoint_every=experiment.rounds.checkpoint_every)
     nodes = LocalNodes(bench.shares.num_clients)
