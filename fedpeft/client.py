@@ -1,27 +1,27 @@
 """The client's half of a round: receive, check, train on data that stays here, send the change.
 
-Read top to bottom: join (once), train, evaluate. Nothing leaves but a header and the encoded change.
+Read top to bottom: train (begin, the training itself, conclude), evaluate; before the first, ``handshake``. Nothing
+leaves but a header and the encoded change.
 """
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedpeft import __version__
-from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
-from fedpeft.errors import FedpeftError, WireError
+from fedpeft.errors import FedpeftError
+from fedpeft.handshake import client_of, join, plan_of
 from fedpeft.privacy.ledger import Charge
 from fedpeft.privacy.own import OwnLedger
-from fedpeft.rounds.memory import forget, recall, remember
+from fedpeft.rounds.memory import recall, remember
 from fedpeft.strategies.base import Turn
 from fedpeft.strategies.ranks import padded, sliced
+from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
 from fedpeft.timing import phase, timed
 from fedpeft.training.distributed import hidden
@@ -30,11 +30,11 @@ from fedpeft.training.loop import Outcome
 from fedpeft.training.optimizers import learning_rate
 from fedpeft.training.turn import train_turn
 from fedpeft.training.workbench import Workbench
-from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Join, Joined, Update, expect
+from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update, expect
 from fedpeft.wire.payload import pack, unpack
 from fedpeft.wire.record import GAVE_UP
 
-__all__ = ["Node", "client_app", "enrol"]
+__all__ = ["Begun", "Node", "answer", "begin", "client_app", "conclude"]
 
 _LOG = logging.getLogger(__name__)
 _UNTOLD = "gave up; with [privacy] the reason stays in the client's own log"
@@ -59,86 +59,91 @@ def client_app(node: Node) -> ClientApp:
 
     @app.query("join")
     def _join(message: Message, context: Context) -> Message:
-        return _answer(message, context, node, lambda: join(message, context, node.experiment(context)))
+        return answer(message, context, node, lambda: join(message, context, node.experiment(context)))
 
     @app.train()
     def _train(message: Message, context: Context) -> Message:
-        return _answer(message, context, node, lambda: _trained(message, context, node))
+        return answer(message, context, node, lambda: _trained(message, context, node))
 
     @app.evaluate()
     def _evaluate(message: Message, context: Context) -> Message:
-        return _answer(message, context, node, lambda: _evaluated(message, context, node))
+        return answer(message, context, node, lambda: _evaluated(message, context, node))
 
     return app
 
 
-def join(message: Message, context: Context, experiment: Experiment) -> RecordDict:
-    """Take the server's plan, once, and say which client lives here.
-
-    Raises:
-        WireError: the server runs another experiment, or the plan is damaged.
-    """
-    header, body = unpack(message.content, Join)
-    expect(
-        header,
-        job=header.envelope.job,
-        round_number=0,
-        config_hash=experiment.hash,
-        plan_hash=_plan_hash(body),
-        base_hash=None,
-        codec=experiment.codec.names,
-    )
-    enrol(context.state, header.envelope.job, body)
-    versions = {"fedpeft": __version__}
-    return pack(Joined(envelope=header.envelope, client=_client(context), versions=versions), b"")
-
-
-@lru_cache(maxsize=1)
-def _plan_hash(plan: bytes) -> str:
-    """Read a plan once where many nodes share a process: it may hold tensors as large as the base model's."""
-    return Plan.from_bytes(plan).hash
-
-
-def enrol(state: RecordDict, job: str, plan: bytes) -> None:
-    """Put into a node's record what it holds once it has joined, and no memory of another job."""
-    forget(state)
-    state["run"] = ConfigRecord({"job": job, "plan": plan})
-
-
 def _trained(message: Message, context: Context, node: Node) -> RecordDict:
-    bench = node.workbench(context, _plan(context))
+    bench = node.workbench(context, plan_of(context))
     return train(message, context, bench, node.ledger(context, bench.experiment))
 
 
 def _evaluated(message: Message, context: Context, node: Node) -> RecordDict:
-    bench = node.workbench(context, _plan(context))
+    bench = node.workbench(context, plan_of(context))
     if (ledger := node.ledger(context, bench.experiment)) is not None:
         ledger.admit(bench.mechanism)
     return evaluate(message, context, bench)
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A client's training before its first step: what came, checked, and the data it is for."""
+
+    header: Broadcast
+    turn: Turn
+    parts: Tensors
+    """What rebuilds a residual on the frozen weights."""
+    examples: Examples
+    began: float = field(default_factory=time.monotonic)
+
+    def place(self, bench: Workbench) -> Tensors:
+        """Put in place what training starts from, and return it."""
+        return _place(bench, self.turn, self.parts)
+
+
 def train(message: Message, context: Context, bench: Workbench, ledger: OwnLedger | None = None) -> RecordDict:
     """Train the received adapter on this client's data and return the encoded change.
-
-    A ledger of the client's own is charged before its data is touched.
 
     Raises:
         WireError: the message is not for this client, experiment, plan or base model.
         FedpeftError: the data or the training is at fault, or the ledger's budget is spent.
     """
+    begun = begin(message, context, bench, ledger)
+    begun.place(bench)
+    outcome = train_turn(bench, begun.turn, begun.examples, client=begun.header.client)
+    return conclude(context, bench, begun, bench.adapted.attached.read(), outcome)
+
+
+def begin(message: Message, context: Context, bench: Workbench, ledger: OwnLedger | None = None) -> Begun:
+    """Check what came and open this client's data; a ledger of its own is charged before that is touched.
+
+    Raises:
+        WireError: the message is not for this client, experiment, plan or base model.
+        FedpeftError: the data is at fault, or the ledger's budget is spent.
+    """
     began = time.monotonic()
-    header, turn = _receive(message, context, bench, kind="train")
+    header, turn, parts = _receive(message, context, bench, kind="train")
     if ledger is not None:
         charge = Charge(round=turn.round_number, clients=(header.client,), inputs=turn.received.digest())
         ledger.charge(charge, bench.mechanism)
     examples, _ = bench.client_examples(header.client)
-    outcome = train_turn(bench, turn, examples, client=header.client)
-    delta, memory = _finish(bench, header, turn, outcome)
+    return Begun(header=header, turn=turn, parts=parts, examples=examples, began=began)
+
+
+def conclude(
+    context: Context, bench: Workbench, begun: Begun, trained: Tensors, outcome: Outcome, *, shared_by: int = 1
+) -> RecordDict:
+    """Return the encoded change from what was received to what was trained, and keep what is the client's own.
+
+    Where clients trained side by side, each of those that shared the time tells of its part.
+    """
+    header, turn = begun.header, begun.turn
+    delta, memory = _finish(bench, header, turn, trained, outcome)
     delta = hidden(bench, delta, client=header.client, round_number=turn.round_number)
     update = Update(
         envelope=_envelope(bench, header, delta),
         client=header.client,
-        **_told(bench, len(examples), outcome, time.monotonic() - began),
+        **_told(bench, len(begun.examples), outcome, (time.monotonic() - begun.began) / shared_by),
     )
     body, errors = _encoded(bench, header, delta, owed(recall(context.state, before=turn.round_number)))
     reply = pack(update, body)
@@ -163,7 +168,8 @@ def evaluate(message: Message, context: Context, bench: Workbench) -> RecordDict
     Raises:
         WireError: as for train.
     """
-    header, _ = _receive(message, context, bench, kind="evaluate")
+    header, turn, parts = _receive(message, context, bench, kind="evaluate")
+    _place(bench, turn, parts)
     _, held_out = bench.client_examples(header.client)
     envelope = _envelope(bench, header, Tensors())
     with bench.adapted.adapter.scaled(bench.adapted.attached, header.directive.scale):
@@ -173,8 +179,8 @@ def evaluate(message: Message, context: Context, bench: Workbench) -> RecordDict
 
 def _receive(
     message: Message, context: Context, bench: Workbench, *, kind: Literal["train", "evaluate"]
-) -> tuple[Broadcast, Turn]:
-    """Check a broadcast against what this node holds, and put in place what the client's turn begins with."""
+) -> tuple[Broadcast, Turn, Tensors]:
+    """Check a broadcast against what this node holds; return the client's turn, and what rebuilds a residual."""
     header, body = unpack(message.content, Broadcast)
     adapted, slots = bench.adapted, bench.adapted.attached.slots
     beside = bench.strategy.beside(slots).down if kind == "train" else ()
@@ -190,7 +196,7 @@ def _receive(
         base_hash=adapted.base_hash,
         codec=bench.experiment.codec_down.names,
         manifest=manifest,
-        client=_client(context),
+        client=client_of(context),
     )
     with phase("codec"):
         came = bench.codec_down.decode(body, manifest, bench.common("down", round_number=header.envelope.round_number))
@@ -206,8 +212,14 @@ def _receive(
         learning_rate=learning_rate(experiment.train, round_number, experiment.rounds.num_rounds),
         directive=header.directive,
     )
-    adapted.place(bench.strategy.begin(turn), bench.strategy.residuals(slots, came.select(part_names)))
-    return header, turn
+    return header, turn, came.select(part_names)
+
+
+def _place(bench: Workbench, turn: Turn, parts: Tensors) -> Tensors:
+    """Put in place what the client's turn begins with, and return the adapter's part of it."""
+    start = bench.strategy.begin(turn)
+    bench.adapted.place(start, bench.strategy.residuals(turn.slots, parts))
+    return start
 
 
 def _laid_over(bench: Workbench, header: Broadcast, came: Tensors) -> Tensors:
@@ -217,10 +229,12 @@ def _laid_over(bench: Workbench, header: Broadcast, came: Tensors) -> Tensors:
     return start.replace(padded(came, slots, rank=rank))
 
 
-def _finish(bench: Workbench, header: Broadcast, turn: Turn, outcome: Outcome) -> tuple[Tensors, Tensors]:
+def _finish(
+    bench: Workbench, header: Broadcast, turn: Turn, trained: Tensors, outcome: Outcome
+) -> tuple[Tensors, Tensors]:
     """Return what this client sends, the change first, in the slots and ranks it was asked for, and what it keeps."""
     asked, strategy = header.directive, bench.strategy
-    parting = strategy.finish(turn, bench.adapted.attached.read(), num_steps=outcome.num_steps)
+    parting = strategy.finish(turn, trained, num_steps=outcome.num_steps)
     sent = [spec.name for spec in asked.select(turn.slots, strategy.uplink(turn.slots))]
     delta = sliced((parting.adapter - turn.received).select(sent), turn.slots, rank=asked.rank, held=asked.held)
     beside = parting.beside.require(strategy.beside(turn.slots).up, where="sent beside the delta")
@@ -236,12 +250,12 @@ def _encoded(bench: Workbench, header: Broadcast, delta: Tensors, errors: Tensor
     return send(bench.codec, common, delta, errors, bench.adapted.attached.slots, header.directive)
 
 
-def _answer(message: Message, context: Context, node: Node, work: Callable[[], RecordDict]) -> Message:
+def answer(message: Message, context: Context, node: Node, work: Callable[[], RecordDict]) -> Message:
     """Do the work; whatever goes wrong becomes one named error that the server counts, never a lost reply."""
     try:
         return Message(work(), reply_to=message)
     except Exception as error:  # noqa: BLE001 - the boundary: an unexpected error is a failure of this client alone
-        _LOG.warning("client %s gave up", _client(context), exc_info=error)
+        _LOG.warning("client %s gave up", client_of(context), exc_info=error)
         reason = _UNTOLD if _keeps_silent(node, context) else f"{type(error).__name__}: {error}"
         return Message(Error(GAVE_UP, reason), reply_to=message)
 
@@ -264,16 +278,3 @@ def _envelope(bench: Workbench, header: Broadcast, delta: Tensors) -> Envelope:
         codec=bench.experiment.codec.names,
         manifest=delta.manifest(),
     )
-
-
-def _client(context: Context) -> int:
-    return int(context.node_config["partition-id"])
-
-
-def _plan(context: Context) -> bytes:
-    if "run" not in context.state:
-        raise WireError(f"client {_client(context)} has not joined this run; it holds no plan")
-    plan = context.state["run"]["plan"]
-    if not isinstance(plan, bytes):
-        raise WireError(f"client {_client(context)} holds a damaged plan; restart the node")
-    return plan

@@ -53,6 +53,8 @@ class Federation:
     """Of a run with privacy."""
     workers: int = 0
     """Worker processes behind the grid."""
+    stack: int = 1
+    """Clients that it trains side by side."""
 
 
 def serve(
@@ -64,10 +66,12 @@ def serve(
     memories: MemoryFolder | None = None,
     watcher: Watcher | None = None,
     workers: int = 0,
+    stack: int = 1,
 ) -> dict[str, Any]:
     """Run every round that is still to run, write the adapter and the summary, return the summary.
 
-    ``memories`` holds what clients keep between rounds, where nodes leave it; ``workers`` is what it is in Federation.
+    ``memories`` holds what clients keep between rounds, where nodes leave it; ``workers`` and ``stack`` are what they
+    are in Federation.
 
     Raises:
         ResumeError: the run directory's checkpoint is damaged or of other parts.
@@ -88,7 +92,7 @@ def serve(
     )
     nodes, keeper = find_clients(grid, bench), guard(bench, run.ledger)
     federation = Federation(
-        grid=grid, bench=bench, nodes=nodes, watcher=watcher, fence=fence, guard=keeper, workers=workers
+        grid=grid, bench=bench, nodes=nodes, watcher=watcher, fence=fence, guard=keeper, workers=workers, stack=stack
     )
     state = _through(federation, run, begun or _round_zero(federation, run))
     with fence.held():
@@ -141,6 +145,7 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         bytes_down_fp32=4 * tally.floats_down,
         bytes_up_bound=tally.bytes_up_bound,
         worker_processes=federation.workers,
+        stack=federation.stack,
         seconds={"clients": trained - began, "aggregate": aggregated - trained, "evaluate": done - aggregated},
     )
 
@@ -180,12 +185,13 @@ def _spares(federation: Federation, round_number: int) -> tuple[int, ...]:
 def _train(federation: Federation, state: State, cohort: Sequence[int], round_number: int) -> Tally:
     """Stream the cohort's updates into one running total; spares, asked beside them, fill up for those that fail.
 
-    Worker processes are asked for spares when they are needed: none is ever late there.
+    Worker processes are asked for spares when they are needed: none is ever late there. So are clients that train side
+    by side, whose groups are then the same however many processes there are.
     """
     bench, keeper, strategy = federation.bench, federation.guard, federation.bench.strategy
     tally, asking = Tally(total=strategy.start()), _exchange(federation, state, round_number)
     spares = _spares(federation, round_number)
-    groups = (cohort, spares) if federation.workers else ((*cohort, *spares),)
+    groups = (cohort, spares) if federation.workers or federation.stack > 1 else ((*cohort, *spares),)
     for reply in chain.from_iterable(asking.train(group) for group in groups):
         tally.clients.append(reply.client)
         tally.count(reply)
@@ -266,6 +272,7 @@ def _exchange(federation: Federation, state: State, round_number: int) -> Exchan
         state=state,
         round_number=round_number,
         workers=federation.workers,
+        stack=federation.stack,
         fence=federation.fence.token,
     )
 

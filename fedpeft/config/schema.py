@@ -158,6 +158,12 @@ class Compute(Frozen):
     """Threads of one process; part of what makes a run reproducible to the bit."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: forward and backward by autocast, adapters and optimizer in float32; for hardware that has it."""
+    stack: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """Clients of a round trained side by side in one pass of the frozen model, in one process (inline engine); 1: each
+    alone. Equal up to rounding, but for dropout's draws, so it is part of what makes a run reproducible to the bit.
+
+    auto: as many as are fastest in a short measurement at the start and fit into memory; the run keeps the number.
+    """
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda|cuda:\d+)$", examples=["cpu", "cuda", "cuda:0"])
     """Where tensors live."""
 

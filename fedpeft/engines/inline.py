@@ -1,6 +1,8 @@
 """The default engine: Flower's Grid on this machine; the base model lies in memory once, whatever the workers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, final
 
 from flwr.app import Context, Message, UserConfig
@@ -8,11 +10,13 @@ from flwr.clientapp import ClientApp
 
 from fedpeft.config import Experiment
 from fedpeft.engines.crew import Crew
-from fedpeft.engines.local import LocalGrid, local_client_app, node_context
+from fedpeft.engines.local import Answering, LocalGrid, local_client_app, node_context
 from fedpeft.engines.processes import ended_by_sigterm
 from fedpeft.engines.sizing import num_workers
+from fedpeft.engines.stacking import stacking
 from fedpeft.engines.start import ready
 from fedpeft.report.watch import Watcher
+from fedpeft.rounds.groups import Gathering
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.server import serve
 from fedpeft.timing import current
@@ -23,11 +27,11 @@ __all__ = ["InlineGrid", "WorkerGrid", "simulate"]
 
 @final
 class InlineGrid(LocalGrid):
-    """Hands each message to the client app when its reply is asked for; a node's context is made when first needed."""
+    """Hands messages, one or a group's, on when a reply is asked for; a node's context is made when first needed."""
 
     def __init__(
         self,
-        app: ClientApp,
+        app: ClientApp | Answering,
         *,
         num_clients: int,
         run_config: UserConfig | None = None,
@@ -38,27 +42,37 @@ class InlineGrid(LocalGrid):
         self._run_config = run_config or {}
         self._memories = memories
         self._contexts: dict[int, Context] = {}
-        self._queued: dict[str, Message] = {}
+        self._gathering = Gathering()
+        self._queued: dict[str, Sequence[Message]] = {}
+        self._replies: dict[str, Message] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages; nothing runs yet."""
-        added = {message.metadata.message_id: message for message in messages}
-        self._queued.update(added)
-        return list(added)
+        added = list(messages)
+        for message in added:
+            group = self._gathering.add(message)
+            self._queued.update((each.metadata.message_id, group) for each in group)
+        return [message.metadata.message_id for message in added]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Run the first asked-for message through the client app; one reply at a time is all that is ever held."""
+        """Answer the first asked-for message, with its group; one group's replies are all that is ever held."""
         for message_id in message_ids:
-            if (message := self._queued.pop(message_id, None)) is not None:
-                return [self._answer(message, self._context(message.metadata.dst_node_id))]
+            if (group := self._queued.get(message_id)) is not None:
+                for message, reply in zip(group, self._answers(group), strict=True):
+                    del self._queued[message.metadata.message_id]
+                    self._replies[message.metadata.message_id] = reply
+            if (found := self._replies.pop(message_id, None)) is not None:
+                return [found]
         return []
 
-    def _answer(self, message: Message, context: Context) -> Message:
-        """Run a message; what the client keeps is on the disk before its reply is taken."""
-        if self._memories is None or message.metadata.message_type not in ("train", "evaluate"):
-            return self._app(message, context)
-        with self._memories.lent(int(context.node_config["partition-id"]), context.state):
-            return self._app(message, context)
+    def _answers(self, group: Sequence[Message]) -> list[Message]:
+        """Answer messages; what clients keep is on the disk before their replies are taken."""
+        asked = [(message, self._context(message.metadata.dst_node_id)) for message in group]
+        with ExitStack() as stack:
+            for message, context in asked:
+                if self._memories is not None and message.metadata.message_type in ("train", "evaluate"):
+                    stack.enter_context(self._memories.lent(int(context.node_config["partition-id"]), context.state))
+            return self._app(asked) if isinstance(self._app, Answering) else [self._app(*asked[0])]
 
     def _context(self, node: int) -> Context:
         if node not in self._contexts:
@@ -74,6 +88,7 @@ class WorkerGrid(LocalGrid):
         super().__init__(num_clients=num_clients)
         self._app = app
         self._crew = crew
+        self._gathering = Gathering()
         self._queued: dict[str, Message] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -81,7 +96,8 @@ class WorkerGrid(LocalGrid):
         added = {message.metadata.message_id: message for message in messages}
         for message_id, message in added.items():
             if message.metadata.message_type in ("train", "evaluate"):
-                self._crew.give(message, client=message.metadata.dst_node_id - 1)
+                if group := self._gathering.add(message):
+                    self._crew.give(group)
             else:
                 self._queued[message_id] = message
         return list(added)
@@ -110,15 +126,23 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
         InputError: something is wrong with the experiment; nothing has been written.
         RunError: the run failed after it began, or a worker process ended; the last checkpoint stands.
     """
-    bench, run, resume = ready(experiment)
+    bench, run, resume = ready(experiment, stacks=True)
     if (clock := current()) is not None:
         clock.speed = measure(bench)
     workers = num_workers(experiment, num_clients=bench.shares.num_clients)
     memories = MemoryFolder(path=run.clients, checkpoint_every=experiment.rounds.checkpoint_every)
-    app, num_clients = local_client_app(bench), bench.shares.num_clients
+    num_clients = bench.shares.num_clients
+    drawn = experiment.rounds.clients_per_round or num_clients
+    served = partial(
+        serve,
+        bench=bench,
+        run=run,
+        resume=resume,
+        memories=memories,
+        watcher=watcher,
+        stack=stacking(bench, run, drawn=drawn, workers=workers, resume=resume),
+    )
     if workers == 1:
-        grid = InlineGrid(app, num_clients=num_clients, memories=memories)
-        return serve(grid, bench, run, resume=resume, memories=memories, watcher=watcher)
+        return served(InlineGrid(Answering(bench), num_clients=num_clients, memories=memories))
     with ended_by_sigterm(), Crew(bench, workers, memories) as crew:
-        grid_of_workers = WorkerGrid(app, crew, num_clients=num_clients)
-        return serve(grid_of_workers, bench, run, resume=resume, memories=memories, watcher=watcher, workers=workers)
+        return served(WorkerGrid(local_client_app(bench), crew, num_clients=num_clients), workers=workers)

@@ -2,19 +2,20 @@
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, final
 
 from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedpeft.client import Node, client_app
+from fedpeft.cohort import train_together
 from fedpeft.errors import WireError
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.record import server_message
 
-__all__ = ["LocalGrid", "local_client_app", "node_context"]
+__all__ = ["Answering", "LocalGrid", "local_client_app", "node_context"]
 
 _RUN = 1
 
@@ -85,7 +86,25 @@ def node_context(client: int, *, num_clients: int, run_config: UserConfig | None
 
 def local_client_app(bench: Workbench) -> ClientApp:
     """Return the client app of a process that already holds all parts: server and clients share them."""
+    return client_app(_node(bench))
 
+
+@final
+class Answering:
+    """What answers the messages of a process that holds all parts, one alone or several of a group together."""
+
+    def __init__(self, bench: Workbench, app: ClientApp | None = None) -> None:
+        self._bench, self._node = bench, _node(bench)
+        self._app = app or client_app(self._node)
+
+    def __call__(self, asked: Sequence[tuple[Message, Context]]) -> list[Message]:
+        """Return a reply to each."""
+        if len(asked) == 1:
+            return [self._app(*asked[0])]
+        return train_together(asked, self._bench, self._node)
+
+
+def _node(bench: Workbench) -> Node:
     own = bench.adapted.plan.to_bytes()
 
     def workbench(_: Context, plan: bytes) -> Workbench:
@@ -93,4 +112,4 @@ def local_client_app(bench: Workbench) -> ClientApp:
             raise WireError("the plan handed out is not the one this process holds")
         return bench
 
-    return client_app(Node(experiment=lambda _: bench.experiment, workbench=workbench))
+    return Node(experiment=lambda _: bench.experiment, workbench=workbench)

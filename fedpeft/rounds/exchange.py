@@ -13,6 +13,7 @@ from fedpeft.codecs.base import Common
 from fedpeft.errors import FedpeftError, WireError
 from fedpeft.report.record import Failure
 from fedpeft.rounds.collect import in_order
+from fedpeft.rounds.groups import grouped
 from fedpeft.rounds.roster import job_name
 from fedpeft.strategies.base import ClientUpdate, Directive, State
 from fedpeft.strategies.ranks import sliced
@@ -58,6 +59,8 @@ class Exchange:
     round_number: int
     workers: int = 0
     """Worker processes on this machine that answer; in these nothing is late, as nothing is in one process."""
+    stack: int = 1
+    """Clients that are trained side by side: their messages are sent as a group."""
     fence: int = 0
     """The fencing token of the server that asks."""
 
@@ -76,7 +79,7 @@ class Exchange:
         began, longest = time.monotonic(), math.inf if self.workers else rounds.deadline_seconds or math.inf
 
         def outgoing() -> Iterator[tuple[int, Message]]:
-            for client in cohort:
+            for client, group in grouped(cohort, self.stack if kind == "train" else 1, self.round_number):
                 directive = self._directive(client)
                 if directive.rank not in bodies:
                     bodies[directive.rank] = self._body(kind, directive)
@@ -85,10 +88,11 @@ class Exchange:
                 content = pack(header, body)
                 sent[client] = (size(content), header.envelope.num_elements)
                 left = max(_LEAST_TTL_SECONDS, longest - (time.monotonic() - began))
-                group, ttl = str(self.round_number), min(rounds.timeout_seconds, left)
+                ttl = min(rounds.timeout_seconds, left)
                 yield client, self.grid.create_message(content, kind, self.nodes[client], group, ttl)
 
-        window, timeout = max(rounds.window, 2 * self.workers), math.inf if self.workers else rounds.timeout_seconds
+        window = max(rounds.window, self.stack * max(1, 2 * self.workers))
+        timeout = math.inf if self.workers else rounds.timeout_seconds
         for client, message in in_order(self.grid, outgoing(), window=window, timeout=timeout, longest=longest):
             yield self._take(kind, client, message, *sent.pop(client))
 

@@ -17,7 +17,7 @@ from fedpeft.tasks.base import Batch, Examples, Task
 from fedpeft.timing import current, phase, timed
 from fedpeft.training.optimizers import make_optimizer
 
-__all__ = ["Outcome", "autocast", "counted", "evaluate", "to_device", "train_locally"]
+__all__ = ["Outcome", "autocast", "counted", "evaluate", "require_sound", "to_device", "train_locally"]
 
 
 @final
@@ -71,7 +71,9 @@ def train_locally(
             if after_step is not None:
                 after_step(num_steps / total)
     model.eval()
-    return _checked(Outcome(num_steps=num_steps, num_seen=num_seen, train_loss=float(loss_sum) / num_seen), parameters)
+    return require_sound(
+        Outcome(num_steps=num_steps, num_seen=num_seen, train_loss=float(loss_sum) / num_seen), parameters
+    )
 
 
 @torch.inference_mode()
@@ -140,7 +142,12 @@ def _differentiate(
         penalty.data_free.backward()  # type: ignore[no-untyped-call]
 
 
-def _checked(outcome: Outcome, parameters: Mapping[str, nn.Parameter]) -> Outcome:
+def require_sound(outcome: Outcome, parameters: Mapping[str, Tensor]) -> Outcome:
+    """Return the outcome of a training whose loss and parameters are finite.
+
+    Raises:
+        RunError: names the loss or the first parameter that is not, and the remedy.
+    """
     if outcome.train_loss is not None and not math.isfinite(outcome.train_loss):
         raise RunError(f"training diverged: mean loss is {outcome.train_loss}; lower train.learning_rate")
     finite = torch.stack([torch.isfinite(parameter).all() for parameter in parameters.values()]).tolist()
