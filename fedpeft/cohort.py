@@ -6,11 +6,12 @@ another scale or another residual on the frozen weights is another group.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from flwr.app import Context, Message
 
-from fedpeft.client import Begun, Node, answer, begin, conclude, train
+from fedpeft.client import Begun, Node, answer, begin, conclude
 from fedpeft.training.cohort import train_cohort
 from fedpeft.training.group import Member, Trained
 from fedpeft.training.workbench import Workbench
@@ -23,9 +24,7 @@ Asked = tuple[Message, Context]
 
 def train_together(asked: Sequence[Asked], bench: Workbench, node: Node) -> list[Message]:
     """Return each client's reply; whatever goes wrong with one is that client's failure alone, named to the server."""
-    if len(asked) == 1:
-        return [answer(*one, node, lambda one=one: train(*one, bench)) for one in asked]
-    begun = [_tried(lambda one=one: begin(*one, bench)) for one in asked]
+    begun = [_tried(partial(begin, message, context, bench)) for message, context in asked]
     ended = _trained(bench, [each for each in begun if isinstance(each, Begun)])
     return [_concluded(one, each, ended, bench, node) for one, each in zip(asked, begun, strict=True)]
 
@@ -45,7 +44,7 @@ def _trained(bench: Workbench, begun: Sequence[Begun]) -> dict[int, Trained | Ex
         groups.setdefault((asked.train, asked.scale, each.parts.digest()), []).append(each)
     ended: dict[int, Trained | Exception] = {}
     for group in groups.values():
-        found = _tried(lambda group=group: _train(bench, group))
+        found = _tried(partial(_train, bench, group))
         several = [found] * len(group) if isinstance(found, Exception) else found
         ended |= {each.header.client: one for each, one in zip(group, several, strict=True)}
     return ended

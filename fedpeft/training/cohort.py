@@ -112,7 +112,7 @@ def _differentiate(group: Group, drawn: Sequence[Sequence[Row]], held: Held) -> 
         value.grad = None
     with phase("forward-backward"):
         group.put({name: value[: len(drawn)] for name, value in group.values.items()}, rows=present.shape[1])
-        losses = group.losses(batch).unflatten(0, present.shape)
+        losses = group.losses(batch).reshape(present.shape)
         sums = torch.where(present, losses, 0.0).sum(1)
         (sums / present.sum(1)).sum().backward()  # type: ignore[no-untyped-call]
     held.silence()

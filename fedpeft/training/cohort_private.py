@@ -84,7 +84,9 @@ def _gradients(group: Group, drawn: Sequence[Sequence[Row]]) -> tuple[Rows, Tens
     group.put(leaves, rows=1)
     losses = group.losses(batch)
     found = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
-    return {name: value.unflatten(0, present.shape) for name, value in zip(leaves, found, strict=True)}, present
+    return {
+        name: value.reshape(*present.shape, *value.shape[1:]) for name, value in zip(leaves, found, strict=True)
+    }, present
 
 
 @timed("privacy")

@@ -72,7 +72,7 @@ class Stack:
         def forward(*inputs: Any, **named: Any) -> Tensor:
             rows = self._required(layer, inputs, named)
             own = {name: self.values[parameter] for name, parameter in layer.names.items()}
-            return apply(layer.module, own, rows.unflatten(0, (self.groups, -1))).flatten(0, 1)
+            return apply(layer.module, own, rows.reshape(self.groups, -1, *rows.shape[1:])).flatten(0, 1)
 
         return forward
 
@@ -122,7 +122,8 @@ def _product(layer: nn.Module, own: Own, inputs: Tensor) -> Tensor:
     if weight is None:
         outputs = linear(inputs, layer.get_parameter("weight"))
     else:
-        outputs = torch.bmm(inputs.flatten(1, -2), weight.transpose(1, 2)).unflatten(1, inputs.shape[1:-1])
+        rows = torch.bmm(inputs.flatten(1, -2), weight.transpose(1, 2))
+        outputs = rows.reshape(*inputs.shape[:-1], -1)
     if not isinstance(bias, Tensor):
         return outputs
     if "bias" in own:
