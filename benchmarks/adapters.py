@@ -13,13 +13,14 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.jobs import DATA, ROOT, run_jobs, table, write_results, write_section
+from benchmarks.jobs import DATA, ROOT, committed_log, key_of, run_jobs, table, write_results, write_section
 from fedpeft import config, plugins
 from fedpeft.config import Experiment
 from fedpeft.engines.inline import simulate
@@ -64,6 +65,11 @@ def prepare() -> None:
 
 def experiment(job: Job, out: Path) -> Experiment:
     """Return the experiment of a job."""
+    return config.parse({**given(job), "output": {"directory": str(out)}})
+
+
+def given(job: Job) -> dict[str, Any]:
+    """Return what a job's experiment is given, but where its output goes."""
     columns = {"text": "text", "label": "label"}
     test = {"test_fraction": 0.2} if job.tuning else {"test_path": str(DATA / "mr_polarity" / "test.parquet")}
     data = {"name": "table", "path": str(SCRATCH / "train.parquet"), "max_train": NUM_TRAIN, "max_test": NUM_TEST}
@@ -71,29 +77,26 @@ def experiment(job: Job, out: Path) -> Experiment:
         "calibration": {"num_examples": NUM_PUBLIC},
         "calibration_data": {"name": "table", "path": str(SCRATCH / "public.parquet"), **columns},
     }
-    return config.parse(
-        {
-            "name": f"{job.adapter}-{job.seed}",
-            "seed": job.seed,
-            "model": {"name": "minilm"},
-            "data": {**data, **test, **columns},
-            "partition": {"name": "dirichlet", "alpha": 0.5, "num_clients": NUM_CLIENTS},
-            "task": {"name": "sequence_classification", "max_length": 40},
-            "adapter": {"name": job.adapter},
-            "strategy": {"name": "fedavg"},
-            "train": {
-                "local_steps": LOCAL_STEPS,
-                "batch_size": BATCH_SIZE,
-                "learning_rate": job.rate,
-                "schedule": "linear",
-            },
-            "rounds": {"num_rounds": NUM_ROUNDS},
-            "evaluate": {"every": NUM_ROUNDS},
-            "compute": {"num_threads": 1, "precision": "bfloat16"},
-            "output": {"directory": str(out)},
-            **(public if job.adapter in CALIBRATED else {}),
-        }
-    )
+    return {
+        "name": f"{job.adapter}-{job.seed}",
+        "seed": job.seed,
+        "model": {"name": "minilm"},
+        "data": {**data, **test, **columns},
+        "partition": {"name": "dirichlet", "alpha": 0.5, "num_clients": NUM_CLIENTS},
+        "task": {"name": "sequence_classification", "max_length": 40},
+        "adapter": {"name": job.adapter},
+        "strategy": {"name": "fedavg"},
+        "train": {
+            "local_steps": LOCAL_STEPS,
+            "batch_size": BATCH_SIZE,
+            "learning_rate": job.rate,
+            "schedule": "linear",
+        },
+        "rounds": {"num_rounds": NUM_ROUNDS},
+        "evaluate": {"every": NUM_ROUNDS},
+        "compute": {"num_threads": 1, "precision": "bfloat16"},
+        **(public if job.adapter in CALIBRATED else {}),
+    }
 
 
 def work(job: Job) -> dict[str, Any]:
@@ -134,13 +137,14 @@ def main() -> None:
     best = {name: _best([result for result in tuned if result["adapter"] == name]) for name in args.adapters}
     results = _run([Job(name, best[name], seed) for seed in SEEDS for name in args.adapters], args.workers)
     if set(args.adapters) == set(adapters()):
-        write_results("adapters", {"tuning": tuned, "runs": results})
-        write_section("adapters", section(results, best))
+        told = {name: _told([result for result in results if result["adapter"] == name]) for name in args.adapters}
+        write_results("adapters", told)
+        write_section("adapters", section(told))
 
 
 def _run(jobs: list[Job], workers: int) -> list[dict[str, Any]]:
-    keyed = {f"{job.adapter} {job.seed} {job.rate:g} {experiment(job, Path()).hash}": job for job in jobs}
-    return run_jobs(work, keyed, workers=workers, log=SCRATCH / "runs.jsonl")
+    keyed = {key_of(given(job), job.adapter, f"{job.rate:g}", job.seed): job for job in jobs}
+    return run_jobs(work, keyed, workers=workers, log=committed_log("adapters"))
 
 
 def _best(results: list[dict[str, Any]]) -> float:
@@ -148,11 +152,21 @@ def _best(results: list[dict[str, Any]]) -> float:
     return float(max(results, key=lambda result: (result["accuracy"], -result["rate"]))["rate"])
 
 
-def section(results: list[dict[str, Any]], best: dict[str, float]) -> str:
+def _told(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what an adapter came to: its accuracies by seed, and the means of what it cost where it did not fail."""
+    whole = [run for run in runs if "failed" not in run]
+    costs = ("parameters", "bytes_up_round", "bytes_down_round", "peak_mib", "rise_mib", "seconds")
+    return {
+        "rate": runs[0]["rate"],
+        "accuracy": [run["accuracy"] for run in runs],
+        "num_failed": len(runs) - len(whole),
+        **{cost: statistics.mean(run[cost] for run in whole) if whole else None for cost in costs},
+    }
+
+
+def section(told: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the table, the most accurate first."""
-    by = {name: [result for result in results if result["adapter"] == name] for name in best}
-    lora = statistics.mean(result.get("seconds", 0.0) for result in by["lora"])
-    rows = [_row(name, found, best[name], lora) for name, found in by.items()]
+    rows = [_row(name, found, told["lora"]["seconds"]) for name, found in told.items()]
     rows.sort(key=lambda row: -float(row[1].split()[0]))
     seen = NUM_CLIENTS * NUM_ROUNDS * LOCAL_STEPS * BATCH_SIZE
     rates = ", ".join(f"{rate:g}" for rate in RATES)
@@ -163,27 +177,28 @@ MiniLM on mr_polarity, {NUM_CLIENTS} clients (Dirichlet 0.5), FedAvg with AdamW 
 rates {rates}, chosen on seed {TUNING_SEED} and a fifth of the training data. Accuracy in percent on {NUM_TEST} held-out
 examples, mean and standard deviation over {len(SEEDS)} seeds. The trained head counts among the parameters. Memory is
 the rise of the process's peak from before the run (model included, libraries not). Time is of the processor on one
-thread, planning included, relative to lora's. Made by `python -m benchmarks.adapters`; every run is in
-`docs/results/adapters.json`.
+thread, planning included, relative to lora's. Made by `python -m benchmarks.adapters`; every run is a line of
+`docs/results/adapters.jsonl`.
 
 {table(("adapter", "accuracy", "rate", "parameters", "KiB up", "KiB down", "MiB", "time / lora's"), rows)}
 
 KiB are of a whole round, all {NUM_CLIENTS} clients together."""
 
 
-def _row(name: str, found: list[dict[str, Any]], rate: float, lora: float) -> tuple[str, ...]:
-    scores = [100 * result["accuracy"] for result in found]
-    told = [result for result in found if "failed" not in result]
-    if not told:
-        return (f"`{name}`", "0.0 (failed)", f"{rate:g}", *["-"] * 5)
+def _row(name: str, found: Mapping[str, Any], lora: float) -> tuple[str, ...]:
+    scores, cells = [100 * accuracy for accuracy in found["accuracy"]], (f"`{name}`", f"{found['rate']:g}")
+    failed = f" ({found['num_failed']} failed)" if found["num_failed"] else ""
+    accuracy = f"{statistics.mean(scores):.1f} ± {statistics.pstdev(scores):.1f}{failed}"
+    if found["seconds"] is None:
+        return (cells[0], accuracy, cells[1], *["-"] * 5)
     return (
-        f"`{name}`",
-        f"{statistics.mean(scores):.1f} ± {statistics.pstdev(scores):.1f}",
-        f"{rate:g}",
-        f"{told[0]['parameters']:,}",
-        *(f"{told[0][f'bytes_{way}_round'] / 1024:,.0f}" for way in ("up", "down")),
-        f"{statistics.mean(result['rise_mib'] for result in told):.0f}",
-        f"{statistics.mean(result['seconds'] for result in told) / lora:.2f}",
+        cells[0],
+        accuracy,
+        cells[1],
+        f"{found['parameters']:,.0f}",
+        *(f"{found[f'bytes_{way}_round'] / 1024:,.0f}" for way in ("up", "down")),
+        f"{found['rise_mib']:.0f}",
+        f"{found['seconds'] / lora:.2f}",
     )
 
 

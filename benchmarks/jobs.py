@@ -1,5 +1,6 @@
 """Run independent jobs, one process a core, and keep what they return: JSON beside, a table in docs/results.md."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("FEDPEFT_DATA", ROOT.parent / "shared" / "data"))
+DATA = Path(os.environ.get("FEDPEFT_DATA", ROOT.parent / "shared" / "data")).resolve()
 """Where the real data sets lie; each benchmark says which ones it needs."""
 
 
@@ -25,8 +26,9 @@ def run_jobs(
     """Return each job's result, in job order; one line is printed and kept in the log as each ends.
 
     A job whose key is in the log already is not run again, so that an interrupted benchmark goes on where it was; the
-    key names all that the result depends on but the code. Delete the log to run everything afresh. Where neither
-    time nor memory is measured, a process may do several jobs and save its start.
+    key names all that the result depends on but the code (``key_of``). Delete the log to run everything afresh. A log
+    that is committed (``committed_log``) goes on in any clone. Where neither time nor memory is measured, a process
+    may do several jobs and save its start.
     """
     results = read_log(log, jobs)
     context = multiprocessing.get_context("spawn")
@@ -35,18 +37,42 @@ def run_jobs(
         for done in as_completed(futures):
             key = futures[done]
             results[key] = done.result()
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "result": results[key]}) + "\n")
+            keep(log, key, results[key])
             print(f"[{len(results)}/{len(jobs)}] {json.dumps(results[key])}", flush=True)
     return [results[key] for key in jobs]
 
 
+def committed_log(name: str) -> Path:
+    """Return docs/results/NAME.jsonl: one line a run, committed with the table that is made of it."""
+    return ROOT / "docs" / "results" / f"{name}.jsonl"
+
+
+def key_of(given: Mapping[str, Any], *words: Any) -> str:
+    """Name a run by words that people know it by, and by a digest of all that its experiment was given.
+
+    ``given`` is what is written down, before defaults are filled in, so that a new setting of fedpeft with a default
+    renames no run. Where the data and this repository lie is left out, so that any machine finds the run again.
+    """
+    text = json.dumps(given, sort_keys=True, default=str)
+    for place, path in (("DATA", DATA), ("ROOT", ROOT)):
+        text = text.replace(f'"{path}/', f'"<{place}>/')
+    return " ".join([*map(str, words), hashlib.sha256(text.encode()).hexdigest()[:12]])
+
+
+def keep(log: Path, key: str, result: Mapping[str, Any]) -> None:
+    """Add one line."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"key": key, "result": result}) + "\n")
+
+
 def read_log(log: Path, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return key -> result of those that ended, in the keys' order."""
+    """Return key -> result of those that ended, in the keys' order; a last line that a crash tore is no result."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    rows = [json.loads(line) for line in lines]
-    found = {row["key"]: row["result"] for row in rows}
+    text = log.read_text(encoding="utf-8") if log.exists() else ""
+    whole, _, torn = text.rpartition("\n")
+    if torn:
+        log.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
+    found = {row["key"]: row["result"] for row in map(json.loads, whole.splitlines())}
     return {key: found[key] for key in keys if key in found}
 
 

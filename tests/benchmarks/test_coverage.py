@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from benchmarks import adapters, aggregation
+from benchmarks import adapters
+from benchmarks import aggregation_jobs as aggregation
 from fedpeft import plugins
 
 
