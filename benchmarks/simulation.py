@@ -191,7 +191,8 @@ def page(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], formats: Mapping[
         [
             "## Simulating many clients",
             f"{STEPS} steps of {BATCH} short texts a client and round, float32, one thread a process; medians over "
-            f"turns, sides in turn; ``first`` is from the command to the first round's end; from `python -m benchmarks.simulation`. {AIMS}",
+            "turns, sides in turn; first: from the command to the first round's end. "
+            f"`python -m benchmarks.simulation`. {AIMS}",
             table(head, rows),
             f"A large product takes {single / half:.2f}x as long in bfloat16 as in float32 on this machine "
             f"({half} and {single} Gflop/s), {told}.",

@@ -5,9 +5,8 @@ Read top to bottom: serve -> run_round -> its steps. All that a round leaves beh
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any, final
+from typing import Any
 
 from flwr.serverapp import Grid
 
@@ -22,7 +21,8 @@ from fedpeft.report.watch import Watcher
 from fedpeft.rounds import checkpoint as checkpoints
 from fedpeft.rounds.checkpoint import Checkpoint
 from fedpeft.rounds.exchange import Exchange
-from fedpeft.rounds.fence import Fence, claim
+from fedpeft.rounds.federation import Federation
+from fedpeft.rounds.fence import claim
 from fedpeft.rounds.guard import Guard, guard
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.rounds.resume import checkpoint_of, resumed
@@ -35,26 +35,6 @@ from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Evaluated, Update
 
 __all__ = ["serve"]
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Federation:
-    """What stays the same over all rounds."""
-
-    grid: Grid
-    bench: Workbench
-    nodes: dict[int, int]
-    """Client -> Flower node."""
-    watcher: Watcher
-    fence: Fence
-    """What lets this server commit."""
-    guard: Guard | None = None
-    """Of a run with privacy."""
-    workers: int = 0
-    """Worker processes behind the grid."""
-    stack: int = 1
-    """Clients that it trains side by side."""
 
 
 def serve(

@@ -4,6 +4,7 @@ The number is written to the run directory before the first round, with what it 
 keeps it: other groups have other bits.
 """
 
+import json
 import logging
 import time
 from contextlib import suppress
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fedpeft.engines.sizing import kilobytes
 from fedpeft.errors import ResumeError, RunError
+from fedpeft.files import write_atomic
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.strategies.base import Turn
 from fedpeft.tasks.base import Examples
@@ -30,6 +32,7 @@ from fedpeft.training.workbench import Workbench
 __all__ = ["Stacking", "stacking"]
 
 _LOG = logging.getLogger(__name__)
+_FILE = "stack.json"
 _MOST = 64
 """Clients side by side."""
 _STEPS = 2
@@ -56,20 +59,27 @@ def stacking(bench: Workbench, run: RunDirectory, *, drawn: int, workers: int, r
     """Return how many clients of a round train side by side in a process, and keep it with the run.
 
     Raises:
-        ResumeError: the run to go on with does not tell.
+        ResumeError: the run to go on with does not tell, or what it tells is damaged.
     """
     asked = bench.experiment.compute.stack
     if asked == 1:
         return 1
     if resume:
-        if not (kept := run.stack()):
-            raise ResumeError(f"{run.path}: there is no stack.json, which holds how clients were grouped; start anew")
-        return int(kept["clients"])
+        return _kept(run.path / _FILE)
     chosen = _chosen(bench, asked, most=min(_MOST, -(-drawn // max(1, workers))))
     if chosen.clients == 1:
         _LOG.warning("compute.stack = %s: clients train one at a time: %s", asked, chosen.reason)
-    run.write_stack(asdict(chosen))
+    write_atomic(run.path / _FILE, json.dumps(asdict(chosen), indent=2) + "\n")
     return chosen.clients
+
+
+def _kept(path: Path) -> int:
+    try:
+        return int(json.loads(path.read_bytes())["clients"])
+    except FileNotFoundError as error:
+        raise ResumeError(f"{path}: it is not there, and holds how clients were grouped; start a new run") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResumeError(f"{path}: damaged: {error}; start a new run") from error
 
 
 def _chosen(bench: Workbench, asked: int | str, *, most: int) -> Stacking:

@@ -196,18 +196,6 @@ class RunDirectory:
         """Write summary.json."""
         write_atomic(self.path / "summary.json", _pretty(summary))
 
-    def write_stack(self, chosen: Mapping[str, Any]) -> None:
-        """Write stack.json: how many clients train side by side, and why."""
-        write_atomic(self.path / "stack.json", _pretty(chosen))
-
-    def stack(self) -> dict[str, Any]:
-        """Return what write_stack wrote; empty where nothing was to be decided.
-
-        Raises:
-            ResumeError: the file is damaged.
-        """
-        return dict(_read(self.path / "stack.json", {}))
-
     def write_partition(self, shares: Sequence[Mapping[str, Any]]) -> None:
         """Write partition.json: what each client holds."""
         write_atomic(self.path / "partition.json", _pretty(list(shares)))

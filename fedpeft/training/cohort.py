@@ -19,7 +19,7 @@ from fedpeft.tasks.base import Row
 from fedpeft.timing import phase, timed
 from fedpeft.training.cohort_private import fit_privately
 from fedpeft.training.group import Group, Held, Member, Trained
-from fedpeft.training.loop import Outcome, require_sound
+from fedpeft.training.loop import Outcome, sound
 from fedpeft.training.optimizers import make_optimizer
 from fedpeft.training.turn import only, private_of
 from fedpeft.training.workbench import Workbench
@@ -59,7 +59,7 @@ def _num_steps(bench: Workbench, member: Member) -> int:
 
 def _sound(trained: Trained, names: Mapping[str, object]) -> Trained | RunError:
     try:
-        require_sound(trained.outcome, {name: trained.adapter[name] for name in names})
+        sound(trained.outcome, {name: trained.adapter[name] for name in names})
     except RunError as error:
         return error
     return trained

@@ -126,7 +126,7 @@ def test_a_language_model_trains_side_by_side_as_alone(tmp_path: Path) -> None:
     rows = "\n".join(["text", *(f"{text} {number}" for number, text in enumerate(texts * 8))])
     for name in ("train", "test"):
         (tmp_path / f"{name}.csv").write_text(rows + "\n", encoding="utf-8")
-    llama = {"name": "tiny", "architecture": "llama", "image_size": 8, "num_layers": 2}
+    llama = {"name": "tiny", "architecture": "llama", "num_layers": 2, "dropout": 0.0}
     changes: dict[str, Any] = {
         "model": {**llama, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32},
         "data": {
@@ -168,7 +168,7 @@ def test_a_run_that_goes_on_comes_to_the_same_bits(tmp_path: Path, monkeypatch: 
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     assert chosen(tmp_path / "cut")["seconds"] == {"1": 3.0, "2": 1.0, "4": 2.0}
     (tmp_path / "cut" / "stack.json").unlink()
-    with pytest.raises(ResumeError, match=r"there is no stack\.json"):
+    with pytest.raises(ResumeError, match=r"stack\.json: it is not there"):
         simulate(run(tmp_path / "cut", "auto", DROPOUT, if_exists="resume"))
 
 
