@@ -206,7 +206,7 @@ def _across(values: Mapping[str, Any]) -> list[str]:
         )
     if rounds.sampling == "poisson" and rounds.clients_per_round is None:
         problems.append("rounds.sampling = 'poisson': has no effect without rounds.clients_per_round; set it")
-    problems += [*_idle_feedback(values), *_spares(values)]
+    problems += [*_idle_feedback(values), *_spares(values), *_idle_room(values["compute"])]
     for name in ("pretrain", "calibration"):
         if (values[name] is None) != (values[f"{name}_data"] is None):
             problems.append(f"{name} and {name}_data: give both tables or neither")
@@ -219,6 +219,12 @@ def _idle_feedback(values: Mapping[str, Any]) -> list[str]:
         for side, key in (("up", "codec"), ("down", "codec_down"))
         if vars(values["feedback"])[side] and values[key].names == ("none",)
     ]
+
+
+def _idle_room(compute: Compute) -> list[str]:
+    if compute.cache_frozen or compute.cache_bytes == Compute().cache_bytes:
+        return []
+    return [f"compute.cache_bytes = {compute.cache_bytes}: has no effect without compute.cache_frozen; set it to true"]
 
 
 def _spares(values: Mapping[str, Any]) -> list[str]:

@@ -32,6 +32,8 @@ __all__ = [
 
 WITHOUT_EFFECT = ("output", "simulation")
 """Tables that do not change the result."""
+_LATER = {"compute": ("cache_frozen", "cache_bytes")}
+"""Keys that came after runs had begun: at their defaults they are left out of the hash, so that these go on."""
 
 
 @final
@@ -166,6 +168,10 @@ class Compute(Frozen):
     """
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda|cuda:\d+)$", examples=["cpu", "cuda", "cuda:0"])
     """Where tensors live."""
+    cache_frozen: bool = False
+    """Compute once, and keep on this machine, what enters the lowest block the adapter touches; no dropout below it."""
+    cache_bytes: int = Field(default=4 * 2**30, ge=1)
+    """Room on the disk for that; a set of examples that would need more is computed with each batch."""
 
 
 @final
@@ -256,8 +262,15 @@ class Experiment:
     def hash(self) -> str:
         """The sha256 (hex) of everything that defines the result; name, and where and how it runs, are left out."""
         table = {name: value for name, value in self.table().items() if name not in ("name", *WITHOUT_EFFECT)}
+        table["compute"] = _without_later("compute", self.compute)
         canonical = json.dumps(table, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _without_later(name: str, table: Frozen) -> dict[str, Any]:
+    defaults = {key: type(table).model_fields[key].default for key in _LATER[name]}
+    said = table.model_dump(mode="json").items()
+    return {key: value for key, value in said if key not in defaults or value != defaults[key]}
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -109,13 +109,14 @@ class Crew:
     def _start(self) -> None:
         scratch = TemporaryDirectory(prefix="fedpeft-", ignore_cleanup_errors=True)
         folder = Path(self._shared.enter_context(scratch))
-        share(self._bench, folder)
+        share(self._bench, folder, sharers=self._num_workers + 1)
         context = multiprocessing.get_context("spawn")
         setup = Setup(
             experiment=self._bench.experiment,
             folder=folder,
             log_level=logging.getLogger().level,
             profiled=self._clock is not None,
+            sharers=self._num_workers + 1,
         )
         resource_tracker.ensure_running()  # which would let interrupts through again, were it started with the first
         for _ in range(self._num_workers):

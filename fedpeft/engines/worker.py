@@ -31,7 +31,7 @@ from fedpeft.training.workbench import Workbench, assemble
 
 __all__ = ["Done", "Order", "Setup", "share", "work"]
 
-_DATA, _PLAN, _WEIGHTS = "data", "plan.bin", "weights.bin"
+_DATA, _PLAN, _WEIGHTS, _STATES = "data", "plan.bin", "weights.bin", "states"
 
 
 @final
@@ -44,6 +44,8 @@ class Setup:
     """Where ``share`` wrote."""
     log_level: int
     profiled: bool
+    sharers: int = 1
+    """Processes that keep states of frozen lower blocks there, this one and the one that started it included."""
 
 
 @final
@@ -67,8 +69,9 @@ class Done:
     elements: int
 
 
-def share(bench: Workbench, folder: Path) -> None:
+def share(bench: Workbench, folder: Path, *, sharers: int) -> None:
     """Write data, plan and frozen weights for worker processes; this process too lies on these weights from now on."""
+    _share_states(bench, folder, sharers)
     if isinstance(bench.shares, Shares):  # what is each client's own is read from its own place
         write_store(folder / _DATA, bench.splits, bench.shares)
     (folder / _PLAN).write_bytes(bench.adapted.plan.to_bytes())
@@ -107,7 +110,13 @@ def _opened(setup: Setup) -> tuple[Workbench, bytes]:
     dealt = read_store(setup.folder / _DATA) if (setup.folder / _DATA).is_dir() else None
     bench = assemble(setup.experiment, Plan.from_bytes(plan), dealt)
     map_weights(bench.adapted.attached.model, setup.folder / _WEIGHTS)
+    _share_states(bench, setup.folder, setup.sharers)
     return bench, plan
+
+
+def _share_states(bench: Workbench, folder: Path, sharers: int) -> None:
+    if bench.frozen is not None:
+        bench.frozen.share(folder / _STATES, sharers=sharers)
 
 
 def _received(connection: Connection) -> Order | None:

@@ -19,16 +19,19 @@ from fedpeft.errors import ConfigError, DataError, UnsupportedError
 from fedpeft.privacy.mechanism import Mechanism, mechanism
 from fedpeft.privacy.proof import prove
 from fedpeft.strategies.base import State, Strategy
-from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.tasks.base import Examples
+from fedpeft.tasks.given import Given
 from fedpeft.tensors import Tensors
 from fedpeft.timing import timed
 from fedpeft.training.adapted import Adapted, adapt, load_base
 from fedpeft.training.feedback import require_feedback, settled
+from fedpeft.training.fit import require_fit
+from fedpeft.training.frozen import Frozen, Use, training_use
 from fedpeft.training.loop import evaluate, to_device
+from fedpeft.training.lower import find_lower
 from fedpeft.training.private_fit import require_private
 
-__all__ = ["Workbench", "assemble", "require_fit", "require_loadable"]
+__all__ = ["Workbench", "assemble", "require_loadable"]
 
 _CACHED_CLIENTS = 1024
 _PROBE = 4
@@ -50,6 +53,8 @@ class Workbench:
     adapted: Adapted
     mechanism: Mechanism | None = None
     """What the [privacy] table comes to."""
+    frozen: Frozen | None = None
+    """What keeps the states that frozen lower blocks give, where compute.cache_frozen says so."""
     _encoded: OrderedDict[int, tuple[Examples, Examples]] = field(default_factory=OrderedDict, repr=False)
 
     @cached_property
@@ -71,6 +76,8 @@ class Workbench:
         first = self.strategy.init(self.adapted.attached.slots, self.adapted.initial)
         self.adapted.place(first.adapter, self.residuals(first))
         self.score(self.held_out[:1])
+        if self.frozen is not None:
+            self.frozen.prove(self.held_out[:_PROBE])
         _ = self.proven
 
     @cached_property
@@ -117,7 +124,7 @@ class Workbench:
     def evaluate(self, adapter: Tensors, residuals: Tensors) -> dict[str, float]:
         """Return the metrics of an adapter, with these residuals on the frozen weights, on the held-out examples."""
         self.adapted.place(adapter, residuals)
-        return self.adapted.task.metrics(self.score(self.held_out))
+        return self.adapted.task.metrics(self.score(self._held_with_states()))
 
     @timed("evaluate")
     def score(self, examples: Examples) -> dict[str, float]:
@@ -141,7 +148,22 @@ class Workbench:
             self._encoded[client] = self._split(client)
             if len(self._encoded) > _CACHED_CLIENTS:
                 self._encoded.popitem(last=False)
-        return self._encoded[client]
+        return self._with_states(client, *self._encoded[client])
+
+    def _with_states(self, client: int, train: Examples, held: Examples) -> tuple[Examples, Examples]:
+        if self.frozen is None:
+            return train, held
+        num_clients = self.shares.num_clients
+        use = training_use(self.experiment, self.mechanism, num_clients=num_clients, num_examples=len(train))
+        return (
+            self.frozen.joined(f"client-{client}", train, use, sets=num_clients),
+            self.frozen.joined(f"client-{client}-held", held, Use(a_turn=1, turns=use.turns)),
+        )
+
+    def _held_with_states(self) -> Examples:
+        if self.frozen is None:
+            return self.held_out
+        return self.frozen.joined("held-out", self.held_out, Use(a_turn=1, turns=self.experiment.rounds.num_rounds))
 
     def _split(self, client: int) -> tuple[Examples, Examples]:
         encoded = self.adapted.task.encode(self.shares.examples(client), self.adapted.loaded.tokenizer)
@@ -169,6 +191,7 @@ def assemble(experiment: Experiment, plan: Plan | None = None, dealt: tuple[Spli
     require_fit(experiment, strategy, adapted, num_clients=shares.num_clients)
     codec, codec_down = chained(experiment.codec.build()), _down(experiment)
     require_feedback(experiment, strategy, adapted.adapter, up=codec, down=codec_down)
+    adapted, frozen = _frozen(experiment, adapted)
     return Workbench(
         experiment=experiment,
         strategy=strategy,
@@ -178,7 +201,16 @@ def assemble(experiment: Experiment, plan: Plan | None = None, dealt: tuple[Spli
         shares=shares,
         adapted=adapted,
         mechanism=_mechanism(experiment, strategy, adapted, num_clients=shares.num_clients),
+        frozen=frozen,
     )
+
+
+def _frozen(experiment: Experiment, adapted: Adapted) -> tuple[Adapted, Frozen | None]:
+    """Have the task take states, and what keeps them, where that is asked for."""
+    if not experiment.compute.cache_frozen:
+        return adapted, None
+    lower = find_lower(adapted.attached)
+    return replace(adapted, task=Given(adapted.task, lower.entered)), Frozen(lower, adapted.task, experiment)
 
 
 def require_loadable(experiment: Experiment) -> None:
@@ -212,19 +244,6 @@ def _down(experiment: Experiment) -> Codec:
     return codec
 
 
-def require_fit(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, *, num_clients: int) -> None:
-    """Refuse a strategy that these settings, this adapter or so few clients do not serve.
-
-    Raises:
-        UnsupportedError: says why, and what to use instead.
-    """
-    strategy.check(adapted.attached.slots)
-    strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
-    _require_start(experiment, strategy, adapted, num_clients)
-    _require_scaling(experiment, strategy, adapted)
-    _require_cohort(experiment, strategy, num_clients)
-
-
 def _deal(experiment: Experiment) -> tuple[Splits, Shares | OwnShares]:
     source: Source = experiment.data.build()
     splits = source.load(seed=seeds.derive(experiment.seed, "data"))
@@ -249,39 +268,6 @@ def _shares(experiment: Experiment, source: Source, splits: Splits) -> Shares | 
             "its own data, and there is nothing to deal; write partition.name = 'own' with num_clients"
         )
     return OwnShares(source=source, splits=splits, num_clients=own, seed=seed)
-
-
-def _require_cohort(experiment: Experiment, strategy: Strategy[Any], num_clients: int) -> None:
-    drawn, least = experiment.rounds.clients_per_round or num_clients, strategy.least_updates()
-    if drawn < least:
-        raise UnsupportedError(
-            f"strategy {experiment.strategy.name!r} with these options needs at least {least} updates a round and "
-            f"{drawn} client(s) are drawn; raise rounds.clients_per_round or the number of clients"
-        )
-
-
-def _require_start(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, num_clients: int) -> None:
-    """Refuse pairs that start at a product where a client may hold fewer ranks, and so lack part of the base."""
-    slots = adapted.attached.slots
-    state = strategy.init(slots, adapted.initial)
-    asked = (strategy.directive(slots, state, round_number=1, client=client) for client in range(num_clients))
-    ranked = any(directive.rank is not None for directive in asked)
-    if ranked and experiment.feedback.down:
-        raise UnsupportedError(
-            f"feedback.down = true and strategy {experiment.strategy.name!r}, which sends clients unequal ranks, do "
-            "not go together: a slice is packed otherwise than the whole, so clients decode other bits; leave it out"
-        )
-    if strategy.rescales() or ranked:
-        require_zero_start(slots, adapted.initial, strategy=experiment.strategy.name)
-
-
-def _require_scaling(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted) -> None:
-    """Try what a client will do, so that an adapter without a scale is refused before the first round."""
-    try:
-        with adapted.adapter.scaled(adapted.attached, 2.0 if strategy.rescales() else 1.0):
-            return
-    except UnsupportedError as error:
-        raise UnsupportedError(f"strategy {experiment.strategy.name!r} changes the scale of pairs: {error}") from error
 
 
 def _require_columns(experiment: Experiment, have: list[str]) -> None:

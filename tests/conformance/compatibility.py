@@ -9,7 +9,8 @@ from pathlib import Path
 from fedpeft import plugins
 from fedpeft.adapters.base import GradientSupport
 from fedpeft.errors import UnsupportedError
-from fedpeft.training.workbench import Workbench, assemble, require_fit
+from fedpeft.training.fit import require_fit
+from fedpeft.training.workbench import Workbench, assemble
 from tests.conftest import needed, tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
