@@ -11,7 +11,9 @@ sides load the same checkpoint, train LoRA of rank 4 on the same layers with Ada
 - ``loop``: what one would write by hand on top of peft and torch, one client after the other, no messages: the floor;
 - ``flower``: ordinary apps under Flower's simulation runtime (Ray), a client a core, one that builds its model in the
   handler as the public examples do, and one that keeps it;
-- ``pfl``: pfl-research, where it can be imported; else what importing it says.
+- ``pfl``: pfl-research, where it can be imported; else what importing it says. Its bounds refuse the locked
+  dp-accounting, so give it a folder of its own: ``pip install --no-deps --target DIR pfl prv-accountant``, and put DIR
+  on PYTHONPATH.
 
 A turn starts each side anew, one after the other, so that the ratios mean more than the seconds. Of each are kept: from
 the command to the first round's end, to the last one's, each round between, and the most memory of all its processes
@@ -61,7 +63,8 @@ def run_side(side: str, folder: Path, rounds: int, turn: int) -> dict[str, Any]:
     """Run a side in a process of its own and return its seconds and bytes, or what it died of."""
     out, mark = folder / "moments.json", f"{side}-{turn}-{os.getpid()}"
     out.unlink(missing_ok=True)
-    environment = {**os.environ, MARK: mark, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment |= {"FLWR_TELEMETRY_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     with (folder / "log.txt").open("wb") as log:
         began = time.time()

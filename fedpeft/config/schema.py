@@ -32,7 +32,7 @@ __all__ = [
 
 WITHOUT_EFFECT = ("output", "simulation")
 """Tables that do not change the result."""
-_LATER = {"compute": ("cache_frozen", "cache_bytes")}
+_LATER = {"compute": ("stack", "cache_frozen", "cache_bytes")}
 """Keys that came after runs had begun: at their defaults they are left out of the hash, so that these go on."""
 
 
