@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
-__all__ = ["baseline", "peak"]
+__all__ = ["baseline", "peak", "resident"]
 
 
 def baseline() -> int:
     """Return the resident bytes, and have the kernel's peak of them begin here."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return resident()
+
+
+def resident() -> int:
+    """Return the resident bytes."""
     return _status("VmRSS")
 
 

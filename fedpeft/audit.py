@@ -134,13 +134,13 @@ def _attack(bench: Workbench, mechanism: Mechanism, *, rounds: int) -> Callable[
 def membership(run: Path) -> dict[str, Any]:
     """Return the area under the curve of telling by its loss what a finished run trained on from what it held out.
 
-    0.5 is chance. At most 2,000 of either, evenly from all clients.
+    0.5 is chance. At most 2,000 of either, evenly from all clients, or from the first 2,000 of them.
 
     Raises:
         ResumeError: there is no finished run.
     """
     bench = finished_bench(run)
-    held, clients = bench.held_out, bench.shares.num_clients
+    held, clients = bench.held_out, min(bench.shares.num_clients, _MEMBERS)
     each = max(1, min(_MEMBERS, len(held)) // clients)
     inside = np.concatenate([_losses(bench, bench.client_examples(k)[0], each) for k in range(clients)])
     outside = _losses(bench, held, _MEMBERS)

@@ -108,8 +108,10 @@ def _together(runs: list[Path], delta: float | None) -> dict[str, Any]:
 
 def _charged(run: Path) -> tuple["Mechanism", int]:
     """Return a run's mechanism and the rounds of the one who is charged most."""
+    from fedpeft.data.base import VirtualPartition
     from fedpeft.privacy.mechanism import mechanism
     from fedpeft.report.run_directory import RunDirectory
+    from fedpeft.report.watch import clients_of
 
     directory = RunDirectory.open(run)
     experiment = directory.experiment()
@@ -117,7 +119,13 @@ def _charged(run: Path) -> tuple["Mechanism", int]:
         raise InputError(f"{run}: a run without [privacy]; it claims nothing")
     if not (shares := directory.partition()):
         raise InputError(f"{run}: its clients are not dealt yet, so nothing was spent")
-    made = mechanism(experiment.privacy, train=experiment.train, rounds=experiment.rounds, num_clients=len(shares))
+    made = mechanism(
+        experiment.privacy,
+        train=experiment.train,
+        rounds=experiment.rounds,
+        num_clients=clients_of(shares),
+        virtual=isinstance(experiment.partition.build(), VirtualPartition),
+    )
     return made, directory.ledger.charged_rounds(experiment.privacy.unit)
 
 

@@ -4,7 +4,7 @@ Read top to bottom: serve -> run_round -> its steps. All that a round leaves beh
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -46,12 +46,14 @@ def serve(
     memories: MemoryFolder | None = None,
     watcher: Watcher | None = None,
     workers: int = 0,
+    nodes: Mapping[int, int] | None = None,
     stack: int = 1,
 ) -> dict[str, Any]:
     """Run every round that is still to run, write the adapter and the summary, return the summary.
 
     ``memories`` holds what clients keep between rounds, where nodes leave it; ``workers`` and ``stack`` are what they
-    are in Federation.
+    are in Federation. ``nodes`` tells which node is whose, where the engine knows and they hold the plan; else all are
+    asked to join.
 
     Raises:
         ResumeError: the run directory's checkpoint is damaged or of other parts.
@@ -70,7 +72,7 @@ def serve(
         partition_summary=shares,
         first_round=begun.round_number + 1 if begun else 1,
     )
-    nodes, keeper = find_clients(grid, bench), guard(bench, run.ledger)
+    nodes, keeper = find_clients(grid, bench) if nodes is None else nodes, guard(bench, run.ledger)
     federation = Federation(
         grid=grid, bench=bench, nodes=nodes, watcher=watcher, fence=fence, guard=keeper, workers=workers, stack=stack
     )
@@ -150,16 +152,14 @@ def _spares(federation: Federation, round_number: int) -> tuple[int, ...]:
     Raises:
         UnsupportedError: clients keep memories, and one that is not counted would go on from what nobody used.
     """
-    experiment, nodes = federation.bench.experiment, len(federation.nodes)
-    rounds = experiment.rounds
+    experiment, rounds = federation.bench.experiment, federation.bench.experiment.rounds
     if rounds.spare_clients and federation.bench.remembers():
         raise UnsupportedError(
             f"rounds.spare_clients = {rounds.spare_clients}: clients of strategy {experiment.strategy.name!r} keep "
             "memories, and a reply that is not counted would leave one behind; set it to 0"
         )
-    return draw_spares(
-        nodes, rounds.clients_per_round, rounds.spare_clients, seed=experiment.seed, round_number=round_number
-    )
+    drawn, spare = rounds.clients_per_round, rounds.spare_clients
+    return draw_spares(len(federation.nodes), drawn, spare, seed=experiment.seed, round_number=round_number)
 
 
 def _train(federation: Federation, state: State, cohort: Sequence[int], round_number: int) -> Tally:

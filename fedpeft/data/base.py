@@ -1,13 +1,19 @@
 """What a data source gives, and how a partition deals it out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from datasets import Dataset
 from flwr_datasets.partitioner import Partitioner
 
-__all__ = ["OwnSource", "Partition", "Source", "Splits"]
+from fedpeft.errors import DataError
+
+__all__ = ["Drawn", "OwnSource", "Partition", "Source", "Splits", "VirtualPartition"]
+
+Drawn = Callable[[int], Sequence[int]]
+"""Client -> its rows of the training data."""
 
 
 @final
@@ -69,3 +75,37 @@ class Partition(ABC):
         Raises:
             DataError: the examples lack what this partition needs (a label, a client column, enough examples).
         """
+
+
+class VirtualPartition(Partition):
+    """Where a client is made when it is drawn, from its number alone, and any two may hold the same example.
+
+    A device of simulations: so many clients as one likes over examples that are few.
+    """
+
+    @property
+    @abstractmethod
+    def population(self) -> int:
+        """Clients in all."""
+
+    @property
+    @abstractmethod
+    def examples_each(self) -> int:
+        """Examples of each client."""
+
+    @abstractmethod
+    def drawn(self, train: Dataset, *, seed: int) -> Drawn:
+        """Return what gives any client's rows; its memory is that of the examples, whatever the population.
+
+        Raises:
+            DataError: the examples lack what this partition needs.
+        """
+
+    @final
+    def partitioner(self, train: Dataset, *, seed: int) -> Partitioner:
+        """Refuse.
+
+        Raises:
+            DataError: nothing is dealt.
+        """
+        raise DataError("a virtual partition deals nothing: each client draws its examples when it is drawn itself")

@@ -6,6 +6,7 @@ from typing import Any, final
 from datasets import Dataset
 
 from fedpeft.data.base import OwnSource, Splits
+from fedpeft.data.shares import LISTED, rest
 from fedpeft.errors import DataError
 
 __all__ = ["OwnShares"]
@@ -34,4 +35,6 @@ class OwnShares:
 
     def summary(self, label_names: tuple[str, ...]) -> list[dict[str, Any]]:
         """Return each client by its number alone: what it holds is its own affair."""
-        return [{"client": client, "num_examples": None, "labels": {}} for client in range(self.num_clients)]
+        listed = range(min(LISTED, self.num_clients))
+        told: list[dict[str, Any]] = [{"client": client, "num_examples": None, "labels": {}} for client in listed]
+        return told + rest(self.num_clients, None, {})

@@ -1,7 +1,6 @@
 """Data that was read and dealt, as files that other processes of this machine map instead of copying."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import numpy
@@ -13,22 +12,27 @@ from fedpeft.data.shares import Shares
 
 __all__ = ["read_store", "write_store"]
 
+_ORDER, _BOUNDS = "order.npy", "bounds.npy"
 
-def write_store(folder: Path, splits: Splits, shares: Shares) -> None:
-    """Write both into a new folder; nothing is read or dealt again from them."""
+
+def write_store(folder: Path, splits: Splits, shares: Shares | None) -> None:
+    """Write both into a new folder, no shares where clients are made when drawn; nothing is read or dealt again."""
     folder.mkdir()
     with quiet():
         splits.train.save_to_disk(str(folder / "train"))
         splits.test.save_to_disk(str(folder / "test"))
-    numpy.save(folder / "rows.npy", numpy.concatenate(shares.rows))
-    numpy.save(folder / "bounds.npy", numpy.cumsum([0, *shares.sizes()], dtype=numpy.int64))
+    if shares is not None:
+        numpy.save(folder / _ORDER, shares.order)
+        numpy.save(folder / _BOUNDS, shares.bounds)
     (folder / "labels.json").write_text(json.dumps(splits.label_names), encoding="utf-8")
 
 
-def read_store(folder: Path) -> tuple[Splits, Shares]:
+def read_store(folder: Path) -> tuple[Splits, Shares | None]:
     """Return what ``write_store`` was given, mapped into memory."""
     train, test = (Dataset.load_from_disk(str(folder / name)) for name in ("train", "test"))
     labels = tuple(json.loads((folder / "labels.json").read_text(encoding="utf-8")))
-    rows, bounds = numpy.load(folder / "rows.npy", mmap_mode="r"), numpy.load(folder / "bounds.npy").tolist()
-    dealt = tuple(rows[start:end] for start, end in pairwise(bounds))
-    return Splits(train=train, test=test, label_names=labels), Shares(train=train, rows=dealt)
+    splits = Splits(train=train, test=test, label_names=labels)
+    if not (folder / _ORDER).exists():
+        return splits, None
+    order, bounds = (numpy.load(folder / name, mmap_mode="r") for name in (_ORDER, _BOUNDS))
+    return splits, Shares(train=train, order=order, bounds=bounds)

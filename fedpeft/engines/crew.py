@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -22,7 +22,7 @@ from fedpeft.engines.worker import Done, Order, Setup, share, work
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.timing import current, phase
-from fedpeft.training.workbench import Workbench
+from fedpeft.training.workbench import CACHED_CLIENTS, Workbench
 
 __all__ = ["Crew"]
 
@@ -178,12 +178,12 @@ class Crew:
 
     def _serve(self, worker: _Worker) -> None:
         """Hand one message after the other to a worker, until the crew is dismissed."""
-        known: set[int] = set()
+        known: deque[int] = deque(maxlen=CACHED_CLIENTS)  # as many as the worker keeps encoded, and these
         try:
             worker.ready(self._turn)
             while (order := self._next(known)) is not None:
                 clients = tuple(_client(message) for message in order)
-                known.update(clients)
+                known.extend(client for client in clients if client not in known)
                 before = tuple(self._memories.read(client) for client in clients)
                 done = worker.ask(Order(messages=order, clients=clients, memories=before))
                 for client, old, new in zip(clients, before, done.memories, strict=True):
@@ -198,7 +198,7 @@ class Crew:
                 self._failure = self._failure or (error if isinstance(error, FedpeftError | OSError) else _own(error))
                 self._changed.notify_all()
 
-    def _next(self, known: set[int]) -> tuple[Message, ...] | None:
+    def _next(self, known: Collection[int]) -> tuple[Message, ...] | None:
         """Wait for messages, if there are some to a client whose data the worker has encoded already then for these."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._orders)

@@ -1,8 +1,8 @@
 """The default engine: Flower's Grid on this machine; the base model lies in memory once, whatever the workers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from typing import Any, final
 
 from flwr.app import Context, Message, UserConfig
@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from fedpeft.config import Experiment
 from fedpeft.engines.crew import Crew
-from fedpeft.engines.local import Answering, LocalGrid, local_client_app, node_context
+from fedpeft.engines.local import Answering, LocalGrid, LocalNodes, enrolled_context, node_context
 from fedpeft.engines.processes import ended_by_sigterm
 from fedpeft.engines.sizing import num_workers
 from fedpeft.engines.stacking import stacking
@@ -27,7 +27,7 @@ __all__ = ["InlineGrid", "WorkerGrid", "simulate"]
 
 @final
 class InlineGrid(LocalGrid):
-    """Hands messages, one or a group's, on when a reply is asked for; a node's context is made when first needed."""
+    """Hands messages, one or a group's, on when a reply is asked for, in the contexts that ``contexts`` makes."""
 
     def __init__(
         self,
@@ -36,12 +36,15 @@ class InlineGrid(LocalGrid):
         num_clients: int,
         run_config: UserConfig | None = None,
         memories: MemoryFolder | None = None,
+        contexts: Callable[[int], Context] | None = None,
     ) -> None:
+        """``contexts`` makes one for each message, of nodes that hold the plan already; else they are kept here."""
         super().__init__(num_clients=num_clients)
         self._app = app
-        self._run_config = run_config or {}
         self._memories = memories
-        self._contexts: dict[int, Context] = {}
+        self._contexts = contexts or cache(
+            partial(node_context, num_clients=num_clients, run_config=run_config)  # what nodes keep, this grid keeps
+        )
         self._gathering = Gathering()
         self._queued: dict[str, Sequence[Message]] = {}
         self._replies: dict[str, Message] = {}
@@ -67,39 +70,29 @@ class InlineGrid(LocalGrid):
 
     def _answers(self, group: Sequence[Message]) -> list[Message]:
         """Answer messages; what clients keep is on the disk before their replies are taken."""
-        asked = [(message, self._context(message.metadata.dst_node_id)) for message in group]
+        asked = [(message, self._contexts(message.metadata.dst_node_id - 1)) for message in group]
         with ExitStack() as stack:
             for message, context in asked:
                 if self._memories is not None and message.metadata.message_type in ("train", "evaluate"):
                     stack.enter_context(self._memories.lent(int(context.node_config["partition-id"]), context.state))
             return self._app(asked) if isinstance(self._app, Answering) else [self._app(*asked[0])]
 
-    def _context(self, node: int) -> Context:
-        if node not in self._contexts:
-            self._contexts[node] = node_context(node - 1, num_clients=self._num_clients, run_config=self._run_config)
-        return self._contexts[node]
-
 
 @final
 class WorkerGrid(LocalGrid):
-    """Hands training and evaluation to worker processes at once, and answers the handshake itself."""
+    """Hands training and evaluation to worker processes at once; their nodes hold the plan already."""
 
-    def __init__(self, app: ClientApp, crew: Crew, *, num_clients: int) -> None:
+    def __init__(self, crew: Crew, *, num_clients: int) -> None:
         super().__init__(num_clients=num_clients)
-        self._app = app
         self._crew = crew
         self._gathering = Gathering()
-        self._queued: dict[str, Message] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages; workers that are idle begin."""
         added = {message.metadata.message_id: message for message in messages}
-        for message_id, message in added.items():
-            if message.metadata.message_type in ("train", "evaluate"):
-                if group := self._gathering.add(message):
-                    self._crew.give(group)
-            else:
-                self._queued[message_id] = message
+        for message in added.values():
+            if group := self._gathering.add(message):
+                self._crew.give(group)
         return list(added)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -108,12 +101,7 @@ class WorkerGrid(LocalGrid):
         Raises:
             RunError: a worker process ended.
         """
-        asked = list(message_ids)
-        here = [message for message_id in asked if (message := self._queued.pop(message_id, None)) is not None]
-        return [self._joined(message) for message in here] or self._crew.take(asked)
-
-    def _joined(self, message: Message) -> Message:
-        return self._app(message, node_context(message.metadata.dst_node_id - 1, num_clients=self._num_clients))
+        return self._crew.take(list(message_ids))
 
 
 def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[str, Any]:
@@ -131,18 +119,13 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
         clock.speed = measure(bench)
     workers = num_workers(experiment, num_clients=bench.shares.num_clients)
     memories = MemoryFolder(path=run.clients, checkpoint_every=experiment.rounds.checkpoint_every)
-    num_clients = bench.shares.num_clients
-    drawn = experiment.rounds.clients_per_round or num_clients
-    served = partial(
-        serve,
-        bench=bench,
-        run=run,
-        resume=resume,
-        memories=memories,
-        watcher=watcher,
-        stack=stacking(bench, run, drawn=drawn, workers=workers, resume=resume),
-    )
+    nodes = LocalNodes(bench.shares.num_clients)
+    drawn = experiment.rounds.clients_per_round or len(nodes)
+    stack = stacking(bench, run, drawn=drawn, workers=workers, resume=resume)
+    served = partial(serve, bench=bench, run=run, resume=resume, memories=memories, watcher=watcher, nodes=nodes)
     if workers == 1:
-        return served(InlineGrid(Answering(bench), num_clients=num_clients, memories=memories))
+        contexts = partial(enrolled_context, bench=bench, plan=bench.adapted.plan.to_bytes())
+        grid = InlineGrid(Answering(bench), num_clients=len(nodes), memories=memories, contexts=contexts)
+        return served(grid, stack=stack)
     with ended_by_sigterm(), Crew(bench, workers, memories) as crew:
-        return served(WorkerGrid(local_client_app(bench), crew, num_clients=num_clients), workers=workers)
+        return served(WorkerGrid(crew, num_clients=len(nodes)), workers=workers, stack=stack)

@@ -2,7 +2,8 @@
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 from flwr.app import Context, Message, RecordDict, UserConfig
@@ -12,12 +13,33 @@ from flwr.serverapp import Grid
 from fedpeft.client import Node, client_app
 from fedpeft.cohort import train_together
 from fedpeft.errors import WireError
+from fedpeft.handshake import enrol
+from fedpeft.rounds.roster import job_name
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.record import server_message
 
-__all__ = ["Answering", "LocalGrid", "local_client_app", "node_context"]
+__all__ = ["Answering", "LocalGrid", "LocalNodes", "enrolled_context", "local_client_app", "node_context"]
 
 _RUN = 1
+
+
+@final
+@dataclass(frozen=True)
+class LocalNodes(Mapping[int, int]):
+    """Client -> node, for any number of clients: known without asking, and in no memory."""
+
+    num_clients: int
+
+    def __getitem__(self, client: int) -> int:
+        if not 0 <= client < self.num_clients:
+            raise KeyError(client)
+        return client + 1
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.num_clients))
+
+    def __len__(self) -> int:
+        return self.num_clients
 
 
 class LocalGrid(Grid):
@@ -82,6 +104,13 @@ def node_context(client: int, *, num_clients: int, run_config: UserConfig | None
         state=RecordDict(),
         run_config=run_config or {},
     )
+
+
+def enrolled_context(client: int, bench: Workbench, plan: bytes) -> Context:
+    """Return the context of a client's node that holds the plan; one is made for each message and then forgotten."""
+    context = node_context(client, num_clients=bench.shares.num_clients)
+    enrol(context.state, job_name(bench), plan)
+    return context
 
 
 def local_client_app(bench: Workbench) -> ClientApp:

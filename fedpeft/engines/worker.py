@@ -19,12 +19,11 @@ from flwr.app import Message
 
 from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
+from fedpeft.data.own import OwnShares
 from fedpeft.data.shares import Shares
 from fedpeft.data.store import read_store, write_store
-from fedpeft.engines.local import Answering, node_context
-from fedpeft.handshake import enrol
+from fedpeft.engines.local import Answering, enrolled_context
 from fedpeft.rounds.memory import entries, put
-from fedpeft.rounds.roster import job_name
 from fedpeft.timing import Clock, phase, running
 from fedpeft.training.mapped import map_weights, write_weights
 from fedpeft.training.workbench import Workbench, assemble
@@ -72,8 +71,8 @@ class Done:
 def share(bench: Workbench, folder: Path, *, sharers: int) -> None:
     """Write data, plan and frozen weights for worker processes; this process too lies on these weights from now on."""
     _share_states(bench, folder, sharers)
-    if isinstance(bench.shares, Shares):  # what is each client's own is read from its own place
-        write_store(folder / _DATA, bench.splits, bench.shares)
+    if not isinstance(bench.shares, OwnShares):  # what is each client's own is read from its own place
+        write_store(folder / _DATA, bench.splits, bench.shares if isinstance(bench.shares, Shares) else None)
     (folder / _PLAN).write_bytes(bench.adapted.plan.to_bytes())
     write_weights(bench.adapted.attached.model, folder / _WEIGHTS)
     map_weights(bench.adapted.attached.model, folder / _WEIGHTS)
@@ -130,9 +129,8 @@ def _received(connection: Connection) -> Order | None:
 def _answered(
     answering: Answering, bench: Workbench, plan: bytes, order: Order
 ) -> tuple[tuple[Message, ...], tuple[dict[int, bytes], ...]]:
-    contexts = [node_context(client, num_clients=bench.shares.num_clients) for client in order.clients]
+    contexts = [enrolled_context(client, bench, plan) for client in order.clients]
     for context, memory in zip(contexts, order.memories, strict=True):
-        enrol(context.state, job_name(bench), plan)
         put(context.state, memory)
     replies = answering(list(zip(order.messages, contexts, strict=True)))
     return tuple(replies), tuple(entries(context.state) for context in contexts)

@@ -67,6 +67,8 @@ class Mechanism:
     """b, of an adaptive clip."""
     shares: int | None = None
     """m, of distributed noise."""
+    virtual: bool = False
+    """Whether clients are made of examples that they share."""
 
     @property
     def std(self) -> float:
@@ -139,14 +141,16 @@ class Mechanism:
             said["adaptive_clip"] = f"its count has noise {self.bit_noise:.4g}, updates {self.update_noise:.4g}"
         if self.shares is not None:
             said["shares"] = f"each client adds 1 / sqrt({self.shares}) of the noise; fewer replies release nothing"
+        if self.virtual:
+            said["clients"] = "VIRTUAL: they draw from shared examples; nothing is claimed of whoever gave an example"
         if privacy.population is not None:
             valid = f"simulated at {self.divisor:g} clients a round, valid at {privacy.cohort} of {privacy.population}"
             said["valid_for"] = valid
         return said
 
 
-def mechanism(privacy: Privacy, *, train: Train, rounds: Rounds, num_clients: int) -> Mechanism:
-    """Return the mechanism that an experiment runs.
+def mechanism(privacy: Privacy, *, train: Train, rounds: Rounds, num_clients: int, virtual: bool = False) -> Mechanism:
+    """Return the mechanism that an experiment runs; of virtual clients it says that they are.
 
     Raises:
         ConfigError: a setting under which the stated epsilon would not be true; names it and the remedy.
@@ -166,7 +170,7 @@ def mechanism(privacy: Privacy, *, train: Train, rounds: Rounds, num_clients: in
         )
     if privacy.adaptive is not None:
         made["bit_noise"] = _bit_noise(privacy, noise, privacy.cohort or float(made["divisor"]))
-    found = Mechanism(privacy=privacy, noise_multiplier=noise, planned_rounds=planned, **made)
+    found = Mechanism(privacy=privacy, noise_multiplier=noise, planned_rounds=planned, virtual=virtual, **made)
     if privacy.noise_multiplier is not None and found.spent(planned) > found.budget * (1 + SLACK):
         raise ConfigError(
             f"privacy.noise_multiplier = {noise}: {planned} rounds cost epsilon {found.spent(planned):.4g}, more than "

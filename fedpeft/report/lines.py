@@ -6,7 +6,7 @@ from typing import Any
 from fedpeft.config import Experiment
 from fedpeft.report.record import RoundRecord
 from fedpeft.report.text import as_bytes, as_number, as_seconds
-from fedpeft.report.watch import Share
+from fedpeft.report.watch import Share, clients_of
 
 __all__ = ["closing_lines", "failure_lines", "headline", "opening", "partition_rows", "round_words"]
 
@@ -44,11 +44,11 @@ def round_words(record: RoundRecord) -> list[str]:
 
 def partition_rows(shares: Sequence[Share]) -> list[tuple[str, str, str]]:
     """Return client, examples and labels of each client as text, cut to about twenty rows."""
-    rows = [(str(share["client"]), _count([share]), _labels(share.get("labels", {}))) for share in shares]
-    if len(rows) <= _MAX_ROWS:
-        return rows
-    rest = shares[_MAX_ROWS - 1 :]
-    return [*rows[: _MAX_ROWS - 1], (f"{len(rest)} more", _count(rest), "")]
+    many = len(shares) > _MAX_ROWS
+    shown = shares[: _MAX_ROWS - 1] if many else shares
+    rows = [(str(share["client"]), _count([share]), _labels(share.get("labels", {}))) for share in shown]
+    rest = shares[len(shown) :]
+    return [*rows, (f"{clients_of(rest)} more", _count(rest), "")] if rest else rows
 
 
 def _count(shares: Sequence[Share]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from fedpeft.report.text import as_number
-from fedpeft.report.watch import Share
+from fedpeft.report.watch import Share, clients_of
 
 __all__ = ["PALETTE", "element", "line_plot", "partition_plot"]
 
@@ -54,13 +54,15 @@ def line_plot(
 
 
 def partition_plot(shares: Sequence[Share]) -> Element:
-    """Draw one bar a client, as high as its examples are many, cut by label."""
+    """Draw one bar a client, as high as its examples are many, cut by label; of many clients those listed."""
+    num_clients, shares = clients_of(shares), [share for share in shares if "num_clients" not in share]
     labels = list(dict.fromkeys(label for share in shares for label in share.get("labels", {})))
     most = max(int(share["num_examples"]) for share in shares)
     width = (_WIDTH - _LEFT - _RIGHT) / len(shares)
     bars = [_bar(share, labels, _LEFT + index * width, width, most) for index, share in enumerate(shares)]
     axis = _y_axis((0.0, float(max(most, 1))), lambda point: (_LEFT, _bar_top(point[1], most)), as_number)
-    title = f"examples of {len(shares)} clients"
+    listed = "" if len(shares) == num_clients else f"the first {len(shares)} of "
+    title = f"examples of {listed}{num_clients} clients"
     return _figure(title, _svg(title, [*axis, *bars]), labels[: len(PALETTE)])
 
 

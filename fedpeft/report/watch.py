@@ -1,16 +1,22 @@
 """What a run tells whoever looks on. All methods do nothing here, so a watcher overrides only what it shows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
 from fedpeft.config import Experiment
 from fedpeft.report.record import RoundRecord
 
-__all__ = ["Several", "Share", "Watcher"]
+__all__ = ["Several", "Share", "Watcher", "clients_of"]
 
 Share = Mapping[str, Any]
 """What one client holds: ``client``, ``num_examples`` (None where only the client knows) and, for labelled data,
-``labels`` (name -> count)."""
+``labels`` (name -> count). Of many clients the last entry is of all that have none: ``client`` says which (text) and
+``num_clients`` how many."""
+
+
+def clients_of(shares: Iterable[Share]) -> int:
+    """Return how many clients these entries tell of."""
+    return sum(int(share.get("num_clients", 1)) for share in shares)
 
 
 class Watcher:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -54,7 +54,7 @@ class Exchange:
 
     grid: Grid
     bench: Workbench
-    nodes: dict[int, int]
+    nodes: Mapping[int, int]
     state: State
     round_number: int
     workers: int = 0

@@ -1,5 +1,6 @@
 """What stays the same over all rounds of a run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -20,7 +21,7 @@ class Federation:
 
     grid: Grid
     bench: Workbench
-    nodes: dict[int, int]
+    nodes: Mapping[int, int]
     """Client -> Flower node."""
     watcher: Watcher
     fence: Fence

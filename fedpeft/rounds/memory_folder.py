@@ -1,7 +1,8 @@
 """Clients' memories on the disk, for an engine whose nodes end with the process: ``<client>/round_<n>.safetensors``.
 
-A file is whole or not there. Of each client those files stay that the newest checkpoints would go on from, so a run
-that resumes at any of them finds what its clients knew then. In memory are those of the clients that train.
+Only clients that keep something have a folder, beyond the thousandth by thousands: ``12000s/12345``. A file is whole
+or not there. Of each client those files stay that the newest checkpoints would go on from, so a run that resumes
+at any of them finds what its clients knew then. In memory are those of the clients that train.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,9 @@ from fedpeft.rounds.memory import entries, forget, put, unpack_memory
 from fedpeft.timing import timed
 
 __all__ = ["MemoryFolder"]
+
+_TOGETHER = 1000
+"""Clients in one folder; file systems are slow with a million."""
 
 
 @final
@@ -98,10 +102,13 @@ class MemoryFolder:
         return {int(path.stem.removeprefix("round_")): path for path in paths}
 
     def _folder(self, client: int) -> Path:
-        return self.path / str(client)
+        thousands = client - client % _TOGETHER
+        return (self.path / f"{thousands}s" if thousands else self.path) / str(client)
 
-    def _clients(self) -> list[int]:
-        return [int(path.name) for path in self.path.iterdir()] if self.path.is_dir() else []
+    def _clients(self) -> Iterator[int]:
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            own = path.iterdir() if path.name.endswith("s") else (path,)
+            yield from (int(each.name) for each in own)
 
 
 def _trained(record: RoundRecord) -> set[int]:

@@ -1,4 +1,4 @@
-"""Who takes part in a round."""
+"""Who takes part in a round: drawn from any population in memory of the cohort's size."""
 
 from typing import Literal
 
@@ -6,7 +6,12 @@ import torch
 
 from fedpeft import seeds
 
-__all__ = ["draw_cohort", "draw_spares"]
+__all__ = ["draw_cohort", "draw_spares", "first_of_permutation"]
+
+_MOST = 2**32 // 20
+"""Entries of a permutation of which torch draws each from 32 bits."""
+_CHUNK = 1 << 16
+"""Chances drawn at once."""
 
 
 def draw_cohort(
@@ -27,10 +32,8 @@ def draw_cohort(
         return tuple(range(num_clients))
     generator = generator or seeds.generator(seed, "cohort", round_number)
     if sampling == "poisson":
-        chances = torch.rand(num_clients, generator=generator, dtype=torch.float64)
-        return tuple((chances < clients_per_round / num_clients).nonzero().flatten().tolist())
-    drawn = torch.randperm(num_clients, generator=generator)[:clients_per_round]
-    return tuple(sorted(drawn.tolist()))
+        return _poisson(num_clients, clients_per_round / num_clients, generator)
+    return tuple(sorted(first_of_permutation(num_clients, clients_per_round, generator)))
 
 
 def draw_spares(
@@ -39,5 +42,41 @@ def draw_spares(
     """Return the clients drawn after a fixed round's own, ascending; fewer than asked for where there are no more."""
     if clients_per_round is None or clients_per_round >= num_clients or not num_spares:
         return ()
-    drawn = torch.randperm(num_clients, generator=seeds.generator(seed, "cohort", round_number))
-    return tuple(sorted(drawn[clients_per_round : clients_per_round + num_spares].tolist()))
+    most, generator = clients_per_round + num_spares, seeds.generator(seed, "cohort", round_number)
+    return tuple(sorted(first_of_permutation(num_clients, most, generator)[clients_per_round:]))
+
+
+def first_of_permutation(num_entries: int, most: int, generator: torch.Generator) -> list[int]:
+    """Return the first entries of ``torch.randperm(num_entries, generator=generator)``, in memory of as many.
+
+    Each place is exchanged with one drawn from it and those after it (Fisher, Yates; Durstenfeld 1964, Algorithm 235);
+    only what was exchanged is kept. The draws are torch's own, 32 bits a place.
+
+    Raises:
+        ValueError: so many entries that torch would draw them otherwise.
+    """
+    if num_entries >= _MOST:
+        raise ValueError(f"num_entries = {num_entries}: expected less than {_MOST}")
+    moved: dict[int, int] = {}
+    drawn = []
+    for place, bits in enumerate(_bits(min(most, num_entries), generator)):
+        other = place + bits % (num_entries - place)
+        drawn.append(moved.get(other, other))
+        moved[other] = moved.pop(place, place)
+    return drawn
+
+
+def _bits(number: int, generator: torch.Generator) -> list[int]:
+    """Return so many draws of 32 bits: torch makes one of 64 from two of them, the first above the second."""
+    pairs = torch.empty((number + 1) // 2, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    return [half for pair in pairs.tolist() for half in (pair >> 32 & 0xFFFFFFFF, pair & 0xFFFFFFFF)][:number]
+
+
+def _poisson(num_clients: int, rate: float, generator: torch.Generator) -> tuple[int, ...]:
+    """Return who is drawn; the chances are those of one ``torch.rand`` over all clients."""
+    drawn: list[int] = []
+    for start in range(0, num_clients, _CHUNK):
+        number = min(_CHUNK, num_clients - start)
+        chances = torch.rand(number, generator=generator, dtype=torch.float64)
+        drawn += [start + place for place in (chances < rate).nonzero().flatten().tolist()]
+    return tuple(drawn)

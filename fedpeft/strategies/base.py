@@ -7,7 +7,7 @@ a Stack, and says so.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, final
 
@@ -202,6 +202,21 @@ class Strategy(ABC, Generic[T]):
     def directive(self, slots: Sequence[Slot], state: State, *, round_number: int, client: int) -> Directive:
         """Return what one client trains this round; everything by default."""
         return Directive()
+
+    def period(self) -> int | None:
+        """Return after how many clients the directives of any round repeat, 1 where all are asked the same.
+
+        None where that is not known: then all clients are looked at where it matters whether they are asked alike.
+        """
+        return 1 if type(self).directive is Strategy.directive else None
+
+    @final
+    def directives(
+        self, slots: Sequence[Slot], state: State, *, round_number: int, num_clients: int
+    ) -> Iterator[Directive]:
+        """Yield whatever some client may be asked in a round, at least once."""
+        for client in range(min(num_clients, self.period() or num_clients)):
+            yield self.directive(slots, state, round_number=round_number, client=client)
 
     def downlink(self, slots: Sequence[Slot]) -> tuple[Spec, ...]:
         """Return what clients are sent each round; all exchanged slots by default.

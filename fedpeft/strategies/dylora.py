@@ -75,6 +75,10 @@ class DyLora(Averaging):
         rank = int(torch.randint(self.options.min_rank, most + 1, (), generator=generator))
         return Directive(rank=rank, held=rank - 1 if self.options.frozen else 0, scale=most / rank)
 
+    def period(self) -> int:
+        """Return 1: all clients are asked the same."""
+        return 1
+
     def prepare(self, slots: Sequence[Slot], state: State, update: ClientUpdate) -> ClientUpdate:
         """Return the update in full size, zero in the ranks that did not train.
 

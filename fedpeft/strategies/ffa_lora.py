@@ -45,6 +45,10 @@ class FfaLora(Averaging):
         """Train all but A."""
         return Directive(train=tuple(slot.name for slot in without(slots, "A")))
 
+    def period(self) -> int:
+        """Return 1: all clients are asked the same."""
+        return 1
+
     def downlink(self, slots: Sequence[Slot]) -> tuple[Spec, ...]:
         """Send all but A, which each client made from the plan's seed."""
         return tuple(slot.spec for slot in without(slots, "A"))

@@ -78,6 +78,10 @@ class HetLora(Strategy[WeightedSum]):
         """Train the ranks that this client holds."""
         return Directive(rank=self.options.rank_for(client))
 
+    def period(self) -> int:
+        """Return the length of client_rank."""
+        return len(self.options.client_rank or (1,))
+
     def start(self) -> WeightedSum:
         """Return an empty sum."""
         return WeightedSum()

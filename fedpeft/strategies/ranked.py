@@ -37,6 +37,10 @@ class Ranked(Strategy[Stack]):
         """Train the ranks that this client holds."""
         return Directive(rank=self.options.rank_for(client))
 
+    def period(self) -> int:
+        """Return the length of client_rank."""
+        return len(self.options.client_rank or (1,))
+
     def prepare(self, slots: Sequence[Slot], state: State, update: ClientUpdate) -> ClientUpdate:
         """Return the update in full size; added to the global factors it is zero in the ranks that the client lacks.
 

@@ -50,6 +50,10 @@ class RoLora(Averaging):
         b_trains = (round_number % 2 == 1) == (self.options.first == "B")
         return Directive(train=tuple(slot.name for slot in without(slots, "A" if b_trains else "B")))
 
+    def period(self) -> int:
+        """Return 1: all clients are asked the same."""
+        return 1
+
 
 def make(options: Options) -> RoLora:
     """Return RoLoRA."""

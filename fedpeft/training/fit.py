@@ -37,7 +37,7 @@ def _require_start(experiment: Experiment, strategy: Strategy[Any], adapted: Ada
     """Refuse pairs that start at a product where a client may hold fewer ranks, and so lack part of the base."""
     slots = adapted.attached.slots
     state = strategy.init(slots, adapted.initial)
-    asked = (strategy.directive(slots, state, round_number=1, client=client) for client in range(num_clients))
+    asked = strategy.directives(slots, state, round_number=1, num_clients=num_clients)
     ranked = any(directive.rank is not None for directive in asked)
     if ranked and experiment.feedback.down:
         raise UnsupportedError(

@@ -58,8 +58,9 @@ def _require_plain_sum(name: str, strategy: Strategy[Any], adapted: Adapted, num
         )
     state = strategy.init(slots, adapted.initial)
     for round_number in (1, 2):
-        asked = [strategy.directive(slots, state, round_number=round_number, client=c) for c in range(num_clients)]
-        if any(directive != asked[0] for directive in asked):
+        asked = strategy.directives(slots, state, round_number=round_number, num_clients=num_clients)
+        first = next(asked)
+        if any(directive != first for directive in asked):
             raise UnsupportedError(
                 f"strategy {name!r} asks clients for different ranks: fewer of them stand behind some entries, and one "
                 "could move these by more than the noise hides; give all the same"

@@ -12,10 +12,10 @@ from fedpeft.adapters.plan import Plan
 from fedpeft.codecs.base import Codec, Common
 from fedpeft.codecs.chain import chained
 from fedpeft.config import Experiment
-from fedpeft.data.base import OwnSource, Partition, Source, Splits
-from fedpeft.data.own import OwnShares
-from fedpeft.data.shares import Shares, deal
-from fedpeft.errors import ConfigError, DataError, UnsupportedError
+from fedpeft.data.base import Splits
+from fedpeft.data.shares import Shares
+from fedpeft.data.virtual import VirtualShares
+from fedpeft.errors import DataError, UnsupportedError
 from fedpeft.privacy.mechanism import Mechanism, mechanism
 from fedpeft.privacy.proof import prove
 from fedpeft.strategies.base import State, Strategy
@@ -24,6 +24,7 @@ from fedpeft.tasks.given import Given
 from fedpeft.tensors import Tensors
 from fedpeft.timing import timed
 from fedpeft.training.adapted import Adapted, adapt, load_base
+from fedpeft.training.dealing import AnyShares, deal_out, virtual
 from fedpeft.training.feedback import require_feedback, settled
 from fedpeft.training.fit import require_fit
 from fedpeft.training.frozen import Frozen, Use, training_use
@@ -31,9 +32,10 @@ from fedpeft.training.loop import evaluate, to_device
 from fedpeft.training.lower import find_lower
 from fedpeft.training.private_fit import require_private
 
-__all__ = ["Workbench", "assemble", "require_loadable"]
+__all__ = ["CACHED_CLIENTS", "Workbench", "assemble", "require_loadable"]
 
-_CACHED_CLIENTS = 1024
+CACHED_CLIENTS = 1024
+"""Clients whose encoded examples stay in memory, the last ones that were read."""
 _PROBE = 4
 
 
@@ -49,7 +51,7 @@ class Workbench:
     codec_down: Codec
     """Of what the server sends."""
     splits: Splits
-    shares: Shares | OwnShares
+    shares: AnyShares
     adapted: Adapted
     mechanism: Mechanism | None = None
     """What the [privacy] table comes to."""
@@ -146,7 +148,7 @@ class Workbench:
         """
         if client not in self._encoded:
             self._encoded[client] = self._split(client)
-            if len(self._encoded) > _CACHED_CLIENTS:
+            if len(self._encoded) > CACHED_CLIENTS:
                 self._encoded.popitem(last=False)
         return self._with_states(client, *self._encoded[client])
 
@@ -179,13 +181,16 @@ class Workbench:
         return [encoded[index] for index in order[num_held:]], [encoded[index] for index in order[:num_held]]
 
 
-def assemble(experiment: Experiment, plan: Plan | None = None, dealt: tuple[Splits, Shares] | None = None) -> Workbench:
+def assemble(
+    experiment: Experiment, plan: Plan | None = None, dealt: tuple[Splits, Shares | None] | None = None
+) -> Workbench:
     """Build all parts: the server makes the plan, a client is given it; data that is dealt already is not read anew.
 
     Raises:
         InputError: a part cannot be built, or two parts do not go together.
     """
-    splits, shares = dealt or _deal(experiment)
+    splits, found = dealt or deal_out(experiment)
+    shares = found or virtual(experiment, splits)
     adapted = adapt(experiment, splits.label_names, plan)
     strategy: Strategy[Any] = experiment.strategy.build()
     require_fit(experiment, strategy, adapted, num_clients=shares.num_clients)
@@ -200,7 +205,7 @@ def assemble(experiment: Experiment, plan: Plan | None = None, dealt: tuple[Spli
         splits=splits,
         shares=shares,
         adapted=adapted,
-        mechanism=_mechanism(experiment, strategy, adapted, num_clients=shares.num_clients),
+        mechanism=_mechanism(experiment, strategy, adapted, shares),
         frozen=frozen,
     )
 
@@ -219,18 +224,24 @@ def require_loadable(experiment: Experiment) -> None:
     Raises:
         InputError: either cannot be had.
     """
-    splits, _ = _deal(experiment)
+    splits, _ = deal_out(experiment)
     load_base(experiment, experiment.task.build(), splits.label_names)
 
 
 def _mechanism(
-    experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, *, num_clients: int
+    experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, shares: AnyShares
 ) -> Mechanism | None:
-    privacy = experiment.privacy
+    privacy, num_clients = experiment.privacy, shares.num_clients
     if privacy is None:
         return None
     require_private(experiment, privacy, strategy, adapted, num_clients=num_clients)
-    return mechanism(privacy, train=experiment.train, rounds=experiment.rounds, num_clients=num_clients)
+    return mechanism(
+        privacy,
+        train=experiment.train,
+        rounds=experiment.rounds,
+        num_clients=num_clients,
+        virtual=isinstance(shares, VirtualShares),
+    )
 
 
 def _down(experiment: Experiment) -> Codec:
@@ -242,38 +253,3 @@ def _down(experiment: Experiment) -> Codec:
             "change of it; choose none, bfloat16, float16, int8 or int4, or set it as codec, for what clients send"
         )
     return codec
-
-
-def _deal(experiment: Experiment) -> tuple[Splits, Shares | OwnShares]:
-    source: Source = experiment.data.build()
-    splits = source.load(seed=seeds.derive(experiment.seed, "data"))
-    _require_columns(experiment, splits.train.column_names)
-    shares = _shares(experiment, source, splits)
-    rounds, have = experiment.rounds, shares.num_clients
-    for key, value in (("clients_per_round", rounds.clients_per_round), ("min_clients", rounds.min_clients)):
-        if value is not None and value > have:
-            raise ConfigError(f"rounds.{key} = {value}: expected <= {have}, the number of clients in the partition")
-    return splits, shares
-
-
-def _shares(experiment: Experiment, source: Source, splits: Splits) -> Shares | OwnShares:
-    """Deal what the source has, or leave with each client what is its own."""
-    partition: Partition = experiment.partition.build()
-    seed, own = seeds.derive(experiment.seed, "partition"), partition.num_clients
-    if not isinstance(source, OwnSource):
-        return deal(splits.train, partition, seed=seed)
-    if own is None:
-        raise ConfigError(
-            f"partition.name = {experiment.partition.name!r}: data.name = {experiment.data.name!r} leaves each client "
-            "its own data, and there is nothing to deal; write partition.name = 'own' with num_clients"
-        )
-    return OwnShares(source=source, splits=splits, num_clients=own, seed=seed)
-
-
-def _require_columns(experiment: Experiment, have: list[str]) -> None:
-    for name in experiment.task.build().columns():
-        if name not in have:
-            raise DataError(
-                f"data.name = {experiment.data.name!r}: no column {name!r}, which task.name = "
-                f"{experiment.task.name!r} needs; there are {', '.join(have)}"
-            )

@@ -532,3 +532,27 @@ def test_plain_settings_are_refused_by_name_where_they_would_be_wrong(name: str)
         return
     with pytest.raises(UnsupportedError, match=rf"^strategy '{name}' .*(train|evaluate)\.\w+ = [^\n]*$"):
         strategy.check_settings(train=Train(), evaluate=Evaluate())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "period"),
+    [
+        *((name, {}, 1) for name in PROMISES),
+        *((name, {"client_rank": (1, 2, 1)}, 3) for name in ("fedex_lora", "flexlora", "flora", "florist", "hetlora")),
+        ("hetlora", {"prune": 0.5}, None),
+        ("dylora", {"frozen": True}, 1),
+    ],
+)
+def test_what_clients_are_asked_repeats_after_its_period(
+    name: str, options: dict[str, Any], period: int | None
+) -> None:
+    """So that whoever wants to know what a million are asked need not ask for each."""
+    module = plugins.load("strategy", name)
+    strategy: Strategy[Any] = module.make(module.Options.model_validate(options))
+    state = started(strategy)
+    assert strategy.period() == period
+    for number in (1, 2, 3):
+        everyone = [strategy.directive(SLOTS, state, round_number=number, client=client) for client in range(14)]
+        told = list(strategy.directives(SLOTS, state, round_number=number, num_clients=14))
+        assert everyone == [everyone[client % (period or 14)] for client in range(14)]
+        assert told == everyone[: period or 14]

@@ -15,6 +15,7 @@ from fedpeft.data.base import Partition
 from fedpeft.data.partitions import dirichlet, iid, natural, pathological, quantity_skew
 from fedpeft.data.shares import Shares, deal
 from fedpeft.errors import DataError
+from fedpeft.report.watch import clients_of
 
 
 class Fixed(Partitioner):
@@ -46,7 +47,7 @@ def labelled(labels: Sequence[int]) -> Dataset:
 
 
 def test_the_summary_counts_by_hand_and_is_json() -> None:
-    shares = Shares(train=labelled([0, 1, 1, 2, 0]), rows=(numpy.array([0, 1, 2]), numpy.array([4])))
+    shares = Shares.of(labelled([0, 1, 1, 2, 0]), [numpy.array([0, 1, 2]), numpy.array([4])])
     summary = shares.summary(("x", "y", "z"))
     assert summary == [
         {"client": 0, "num_examples": 3, "labels": {"x": 1, "y": 2, "z": 0}},
@@ -65,6 +66,20 @@ def test_without_labels_the_summary_counts_examples() -> None:
     ]
 
 
+def test_of_many_clients_a_summary_lists_a_thousand_and_adds_up_the_rest() -> None:
+    shares = Shares.of(labelled([0, 1, 1] * 400), [numpy.array([n]) for n in range(1199)])
+    summary = shares.summary(("x", "y"))
+    assert [line["client"] for line in summary] == [*range(1000), "1000 to 1198"]
+    assert summary[999] == {"client": 999, "num_examples": 1, "labels": {"x": 1, "y": 0}}
+    assert summary[1000] == {
+        "client": "1000 to 1198",
+        "num_clients": 199,
+        "num_examples": 199,
+        "labels": {"x": 66, "y": 133},
+    }
+    assert clients_of(summary) == 1199
+
+
 PARTITIONS = (
     iid.make(iid.Options(num_clients=3)),
     dirichlet.make(dirichlet.Options(num_clients=3, alpha=5.0)),
@@ -80,11 +95,11 @@ def test_shares_are_disjoint_and_cover_what_is_dealt(partition: Partition, label
     train = labelled([0, 0, 0, 0, 1, 2, 3, *labels])
     train = train.add_column("client", [f"c{n % 3}" for n in range(len(train))])
     shares = deal(train, partition, seed=seed)
-    dealt = [row for rows in shares.rows for row in rows.tolist()]
+    dealt = shares.order.tolist()
     assert sorted(dealt) == list(range(len(train)))
     assert min(shares.sizes()) >= 1
     assert [shares.examples(client)["text"][:] for client in range(shares.num_clients)] == [
-        [f"t{row}" for row in rows] for rows in shares.rows
+        [f"t{row}" for row in shares.rows(client)] for client in range(shares.num_clients)
     ]
 
 

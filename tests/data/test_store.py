@@ -19,7 +19,7 @@ def test_everything_comes_back_and_selections_are_kept(tmp_path: Path) -> None:
     data = Dataset.from_dict(rows, features=features)
     train, test = data.select([5, 3, 1, 0]), data.select([4, 2])
     splits = Splits(train=train, test=test, label_names=("a", "b"))
-    shares = Shares(train=train, rows=(numpy.array([3, 0]), numpy.array([1])))
+    shares = Shares.of(train, [numpy.array([3, 0]), numpy.array([1])])
 
     write_store(tmp_path / "s", splits, shares)
     splits_back, shares_back = read_store(tmp_path / "s")
@@ -28,7 +28,8 @@ def test_everything_comes_back_and_selections_are_kept(tmp_path: Path) -> None:
     for old, new in ((train, splits_back.train), (test, splits_back.test)):
         assert new.features == old.features
         assert new.to_dict() == old.to_dict()
-    assert [own.tolist() for own in shares_back.rows] == [[3, 0], [1]]
+    assert shares_back is not None
+    assert [shares_back.rows(client).tolist() for client in range(2)] == [[3, 0], [1]]
     assert shares_back.num_undealt == 1
     assert shares_back.examples(0)["t"][:] == ["a", "f"]
     assert shares_back.summary(("a", "b")) == shares.summary(("a", "b"))

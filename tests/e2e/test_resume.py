@@ -58,7 +58,7 @@ def experiment(run: Path, **output: Any) -> Experiment:
 @pytest.mark.parametrize(
     ("place", "name", "call"),
     [
-        (server, "find_clients", 1),
+        (server, "guard", 1),
         (RunDirectory, "append", 1),
         (server, "run_round", 2),
         (RunDirectory, "append", 3),

@@ -113,3 +113,10 @@ def test_unlabelled_shares_are_drawn_as_one_block() -> None:
 
 def test_a_run_without_rounds_has_a_page(experiment: Experiment) -> None:
     assert "Failures" not in _read(experiment, [], []).text
+
+
+def test_of_many_clients_those_listed_are_drawn() -> None:
+    rest = {"client": "2 to 99", "num_clients": 98, "num_examples": 900, "labels": {}}
+    drawn = partition_plot([{"client": 0, "num_examples": 5}, {"client": 1, "num_examples": 3}, rest])
+    assert len(drawn.findall(".//rect")) == 2
+    assert drawn.findtext("figcaption") == "examples of the first 2 of 100 clients"

@@ -56,6 +56,13 @@ def test_a_long_partition_is_cut_to_twenty_rows_that_still_count_everyone() -> N
     assert len(partition_rows(shares[:20])) == 20
 
 
+def test_an_entry_of_many_clients_counts_as_many() -> None:
+    rest = {"client": "1000 to 1999999", "num_clients": 1_999_000, "num_examples": 5_000_000, "labels": {}}
+    rows = partition_rows([*({"client": client, "num_examples": 10, "labels": {}} for client in range(1000)), rest])
+    assert rows[-1] == ("1999981 more", "5,009,810", "")
+    assert len(rows) == 20
+
+
 def test_many_labels_are_cut_to_six() -> None:
     share = {"client": 0, "num_examples": 10, "labels": {f"l{index}": 1 for index in range(10)}}
     assert partition_rows([share])[0][2] == "l0 1, l1 1, l2 1, l3 1, l4 1, l5 1, 4 more"

@@ -151,3 +151,17 @@ def test_going_on_with_a_damaged_memory_is_refused_by_its_file(tmp_path: Path) -
 
     with pytest.raises(ResumeError, match=r"0.round_000001\.safetensors: damaged"):
         folder.require([record(1, 0)])
+
+
+def test_clients_lie_together_by_thousands_and_are_found_again(tmp_path: Path) -> None:
+    folder = MemoryFolder(path=tmp_path, checkpoint_every=1)
+    for client in (3, 999, 1000, 123_456):
+        train(folder, client, 1)
+        train(folder, client, 2)
+
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("round_000002.safetensors")}
+    assert found == {f"{where}/round_000002.safetensors" for where in ("3", "999", "1000s/1000", "123000s/123456")}
+    folder.require([record(2, 3, 999, 1000, 123_456)])
+    folder.rewind(1)
+    assert len(list(tmp_path.rglob("round_*.safetensors"))) == 4
+    assert all(train(folder, client, 2) == of(1) for client in (3, 999, 1000, 123_456))

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, chisquare
 
-from fedpeft.rounds.sampling import draw_cohort
+from fedpeft import seeds
+from fedpeft.rounds.sampling import draw_cohort, draw_spares, first_of_permutation
 
 
 @given(
@@ -62,3 +63,34 @@ def test_a_poisson_cohort_is_of_independent_draws_at_the_rate(given: bool) -> No
     deviation = (num_rounds * rate**2 * (1 - rate**2)) ** 0.5
     assert len(pairs) == clients * (clients - 1) / 2
     assert all(abs(count - num_rounds * rate**2) < 5 * deviation for count in pairs.values())
+
+
+@given(entries=st.integers(1, 3000), most=st.integers(0, 3200), seed=st.integers(0, 2**63 - 1))
+def test_the_first_of_a_permutation_are_torchs(entries: int, most: int, seed: int) -> None:
+    first = first_of_permutation(entries, most, torch.Generator().manual_seed(seed))
+    assert first == torch.randperm(entries, generator=torch.Generator().manual_seed(seed))[:most].tolist()
+
+
+def test_the_first_of_a_permutation_of_a_million_are_torchs() -> None:
+    first = first_of_permutation(10**6, 2000, torch.Generator().manual_seed(7))
+    assert first == torch.randperm(10**6, generator=torch.Generator().manual_seed(7))[:2000].tolist()
+
+
+def test_so_many_that_torch_draws_otherwise_are_refused() -> None:
+    with pytest.raises(ValueError, match=f"num_entries = {2**31}: expected less than"):
+        first_of_permutation(2**31, 1, torch.Generator())
+
+
+def test_spares_come_after_the_cohort_in_one_permutation() -> None:
+    order = torch.randperm(500, generator=seeds.generator(9, "cohort", 4)).tolist()
+    assert draw_cohort(500, 20, seed=9, round_number=4) == tuple(sorted(order[:20]))
+    assert draw_spares(500, 20, 7, seed=9, round_number=4) == tuple(sorted(order[20:27]))
+    assert draw_spares(500, 20, 999, seed=9, round_number=4) == tuple(sorted(order[20:]))
+
+
+@pytest.mark.parametrize("clients", [10, 65_536, 65_537, 300_001])
+def test_a_poisson_cohort_is_of_one_row_of_chances(clients: int) -> None:
+    """Drawn in pieces, the chances are those that were drawn at once."""
+    drawn = draw_cohort(clients, clients // 5, seed=1, round_number=2, sampling="poisson")
+    chances = torch.rand(clients, generator=seeds.generator(1, "cohort", 2), dtype=torch.float64)
+    assert drawn == tuple((chances < clients // 5 / clients).nonzero().flatten().tolist())

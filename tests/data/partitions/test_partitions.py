@@ -39,16 +39,17 @@ def counts(dealt: Shares) -> list[dict[str, int]]:
     return [line["labels"] for line in dealt.summary(LABELS)]
 
 
-def test_the_folder_holds_six_described_partitions() -> None:
+def test_the_folder_holds_seven_described_partitions() -> None:
     described = plugins.describe("partition")
-    assert sorted(described) == ["dirichlet", "iid", "natural", "own", "pathological", "quantity_skew"]
+    assert sorted(described) == ["dirichlet", "iid", "natural", "own", "pathological", "quantity_skew", "resampled"]
     assert all(len(line) > 20 for line in described.values())
 
 
 @pytest.mark.parametrize("name", ["dirichlet", "iid", "pathological", "quantity_skew"])
 def test_the_seed_decides_the_deal(name: str) -> None:
     def held(seed: int) -> list[list[int]]:
-        return [rows.tolist() for rows in shares(name, seed=seed, num_clients=4).rows]
+        dealt = shares(name, seed=seed, num_clients=4)
+        return [dealt.rows(client).tolist() for client in range(4)]
 
     assert held(1) == held(1)
     assert held(1) != held(2)
