@@ -28,6 +28,9 @@ def trainer(
         float | None, typer.Option(help="Privacy budget of each client over all experiments, by Renyi's accountant.")
     ] = None,
     lifetime_delta: Annotated[float | None, typer.Option(help="Probability with which it may not hold.")] = None,
+    application_key: Annotated[
+        Path | None, typer.Option(help="File of the key by which this client signs its replies.")
+    ] = None,
 ) -> None:
     """Hold model and data for a node's Flower app."""
     if overrides and experiment is None:
@@ -38,5 +41,7 @@ def trainer(
 
     lifetime = Lifetime.of(lifetime_epsilon, lifetime_delta, where="--lifetime-epsilon, --lifetime-delta")
     from fedpeft.engines.trainer import run_trainer
+    from fedpeft.wire.signature import read_signer
 
-    run_trainer(listen, state, settings, lifetime=lifetime)
+    signer = read_signer(application_key) if application_key is not None else None
+    run_trainer(listen, state, settings, lifetime=lifetime, signer=signer)

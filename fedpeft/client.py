@@ -18,6 +18,7 @@ from fedpeft.errors import FedpeftError
 from fedpeft.handshake import client_of, join, plan_of
 from fedpeft.privacy.ledger import Charge
 from fedpeft.privacy.own import OwnLedger
+from fedpeft.rounds.answered import Answered, once
 from fedpeft.rounds.memory import recall, remember
 from fedpeft.strategies.base import Turn
 from fedpeft.strategies.ranks import padded, sliced
@@ -33,6 +34,7 @@ from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update, expect
 from fedpeft.wire.payload import pack, unpack
 from fedpeft.wire.record import GAVE_UP
+from fedpeft.wire.signature import Signer
 
 __all__ = ["Begun", "Node", "answer", "begin", "client_app", "conclude"]
 
@@ -51,6 +53,10 @@ class Node:
     """All parts, built with the server's plan and kept between messages."""
     ledger: Callable[[Context, Experiment], OwnLedger | None] = lambda *_: None
     """Where this node itself keeps what its data's privacy has cost, whatever servers say; None where it does not."""
+    signer: Callable[[Context], Signer | None] = lambda _: None
+    """This client's own key, by which its replies are known; None where it has none, as in a simulation."""
+    answered: Callable[[Context], Answered | None] = lambda _: None
+    """Where this client's updates are before they are sent; None where nobody asks twice, as in a simulation."""
 
 
 def client_app(node: Node) -> ClientApp:
@@ -74,7 +80,10 @@ def client_app(node: Node) -> ClientApp:
 
 def _trained(message: Message, context: Context, node: Node) -> RecordDict:
     bench = node.workbench(context, plan_of(context))
-    return train(message, context, bench, node.ledger(context, bench.experiment))
+    answered = None if bench.remembers() else node.answered(context)
+    return once(
+        answered, message.content, lambda: train(message, context, bench, node.ledger(context, bench.experiment))
+    )
 
 
 def _evaluated(message: Message, context: Context, node: Node) -> RecordDict:
@@ -253,7 +262,8 @@ def _encoded(bench: Workbench, header: Broadcast, delta: Tensors, errors: Tensor
 def answer(message: Message, context: Context, node: Node, work: Callable[[], RecordDict]) -> Message:
     """Do the work; whatever goes wrong becomes one named error that the server counts, never a lost reply."""
     try:
-        return Message(work(), reply_to=message)
+        signer, reply = node.signer(context), work()
+        return Message(reply if signer is None else signer.signed(reply), reply_to=message)
     except Exception as error:  # noqa: BLE001 - the boundary: an unexpected error is a failure of this client alone
         _LOG.warning("client %s gave up", client_of(context), exc_info=error)
         reason = _UNTOLD if _keeps_silent(node, context) else f"{type(error).__name__}: {error}"
@@ -277,4 +287,6 @@ def _envelope(bench: Workbench, header: Broadcast, delta: Tensors) -> Envelope:
         base_hash=bench.adapted.base_hash,
         codec=bench.experiment.codec.names,
         manifest=delta.manifest(),
+        fence=header.envelope.fence,
+        answers=header.envelope.payload,
     )

@@ -9,10 +9,13 @@ FedpeftError
 │   └── ResumeError       a run directory that cannot be continued
 ├── TensorMismatchError        two sets of tensors that should agree and do not
 ├── WireError             a message that is not what it claims to be
+│   └── RefusedError      the same, with the code by which it is counted
 └── RunError              a run that failed after it began; exit code 1
 
 A message names the value, the bound, the place and the remedy.
 """
+
+from typing import Literal
 
 __all__ = [
     "ConfigError",
@@ -20,12 +23,44 @@ __all__ = [
     "FedpeftError",
     "InputError",
     "ModelError",
+    "RefusalCode",
+    "RefusedError",
     "ResumeError",
     "RunError",
     "TensorMismatchError",
     "UnsupportedError",
     "WireError",
 ]
+
+RefusalCode = Literal[
+    "late",
+    "lost",
+    "gave_up",
+    "skipped",
+    "size",
+    "structure",
+    "version",
+    "signature",
+    "job",
+    "round",
+    "fence",
+    "base",
+    "client",
+    "duplicate",
+    "manifest",
+    "decode",
+    "not_finite",
+    "norm",
+    "weight",
+    "refused",
+]
+"""Why a client that was asked is not counted, in the order in which it is found out.
+
+No reply (late, lost on the way, the client gave up, it was not asked); a reply that is too large, damaged, of another
+format, not signed by its client, of another job, round or server, made from another adapter or base model, of another
+client, a second one, of other tensors, not decodable, not finite, too long a step, of an impossible number of examples.
+``refused`` stands where older records say no more.
+"""
 
 
 class FedpeftError(Exception):
@@ -66,6 +101,14 @@ class TensorMismatchError(FedpeftError, ValueError):
 
 class WireError(FedpeftError, ValueError):
     """A message that is malformed, damaged, or meant for another run."""
+
+
+class RefusedError(WireError):
+    """A reply that is not used, with the one word by which such are counted: no sender has a say in it."""
+
+    def __init__(self, code: RefusalCode, words: str) -> None:
+        super().__init__(words)
+        self.code = code
 
 
 class RunError(FedpeftError, RuntimeError):

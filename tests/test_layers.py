@@ -47,7 +47,7 @@ HOMES = {
     "grpc_health": ("trainer",),
     "flwr": ("wire", "rounds", "engines", "handshake", "client", "cohort", "server", "trainer", "/server", "/client"),
     "typer": ("cli_options", "cli", "cli_deploy", "cli_files", "cli_operations", "cli_privacy", "cli_trainer"),
-    "cryptography": ("deploy",),
+    "cryptography": ("deploy", "wire"),
     "packaging": ("deploy",),
     "prometheus_client": ("report",),
     "yaml": ("deploy",),

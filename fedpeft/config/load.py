@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from fedpeft import plugins
 from fedpeft.config.base import Frozen
 from fedpeft.config.explain import explain
+from fedpeft.config.influence import idle_bounds
 from fedpeft.config.privacy import Privacy
 from fedpeft.config.schema import (
     Calibration,
@@ -206,7 +207,7 @@ def _across(values: Mapping[str, Any]) -> list[str]:
         )
     if rounds.sampling == "poisson" and rounds.clients_per_round is None:
         problems.append("rounds.sampling = 'poisson': has no effect without rounds.clients_per_round; set it")
-    problems += [*_idle_feedback(values), *_spares(values), *_idle_room(values["compute"])]
+    problems += [*_idle_feedback(values), *_spares(values), *_idle_room(values["compute"]), *idle_bounds(values)]
     for name in ("pretrain", "calibration"):
         if (values[name] is None) != (values[f"{name}_data"] is None):
             problems.append(f"{name} and {name}_data: give both tables or neither")

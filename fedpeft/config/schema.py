@@ -118,8 +118,16 @@ class Rounds(Frozen):
     """A reply later than this is a failure."""
     deadline_seconds: float | None = Field(default=None, gt=0)
     """All replies of a round are taken within this time of its first message; unset: each has timeout_seconds."""
+    rest_rounds: int = Field(default=0, ge=0)
+    """Rounds for which a client that let two deadlines in a row pass is not asked; 0: it is asked each time."""
     spare_clients: int = Field(default=0, ge=0)
     """Further clients drawn and asked a round; their replies count, in client order, where others failed."""
+    max_update_norm: float | None = Field(default=None, gt=0)
+    """A reply whose tensors together have a larger L2 norm is refused; unset: none is."""
+    max_product_norm: float | None = Field(default=None, gt=0)
+    """The same of what it does to the weights that A/B pairs adapt (Frobenius norm of the change of scale * B @ A)."""
+    max_examples: int | None = Field(default=None, ge=1)
+    """A client counts for no more examples than this, however many it says it holds; unset: for as many as it says."""
     window: int = Field(default=16, ge=1)
     """Messages under way at once; bounds the server's memory."""
     checkpoint_every: int = Field(default=1, ge=1)

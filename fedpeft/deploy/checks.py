@@ -33,7 +33,7 @@ MOST_SKEW_SECONDS = 2.0
 """A SuperNode that is 4 s ahead is still let in; half of that is left to drift."""
 _LEAST_SECRET_BYTES = 32
 _LEAST_DAYS = 14
-_PRIVATE = re.compile(r".*\.key|node-\d+|superexec-\w+")
+_PRIVATE = re.compile(r".*\.key|(?:node|application)-\d+|superexec-\w+")
 _OPEN = ("0.0.0.0", "::", "")  # noqa: S104 - what is looked for
 _FLOWER = ("flower-superlink", "flower-supernode", "flower-superexec")
 

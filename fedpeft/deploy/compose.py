@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from fedpeft.deploy.topology import (
+    APPLICATION,
     CA,
     CLIENT,
     EXECUTOR,
@@ -23,7 +24,9 @@ from fedpeft.deploy.topology import (
     client_commands,
     machine_of,
     server_commands,
+    server_environment,
 )
+from fedpeft.wire.signature import PUBLIC
 
 __all__ = ["FLEET_PORT", "client_file", "repository_file", "server_file", "site", "whole_file"]
 
@@ -101,6 +104,7 @@ def _server(num_clients: int) -> dict[str, Service]:
     commands = server_commands(site(SUPERLINK))
     own = [CA, f"{SERVER}.crt", f"{SERVER}.key", "superexec-server"]
     keys = [f"node-{client}.pub" for client in range(1, num_clients + 1)]
+    signing = [PUBLIC.format(client) for client in range(1, num_clients + 1)]
     register = ("fedpeft", "deploy", "register", f"--superlink={SUPERLINK}:{RUNTIME_PORT}")
     healthy = {"depends_on": {SUPERLINK: {"condition": "service_healthy"}}}
     return {
@@ -127,7 +131,8 @@ def _server(num_clients: int) -> dict[str, Service]:
             "fedpeft-server",
             commands[EXECUTOR],
             ["control"],
-            [CA, "superexec-server"],
+            [CA, "superexec-server", *signing],
+            environment=server_environment(site(SUPERLINK)),
             **healthy,
             mem_limit="8g",
             volumes=["runs:/app/runs"],
@@ -152,7 +157,7 @@ def _client(client: int, num_clients: int, *, server: str, beside_server: bool) 
             "fedpeft-client",
             commands[trainer],
             [],
-            [],
+            [APPLICATION.format(client)],
             network_mode="none",
             mem_limit="8g",
             volumes=[
@@ -173,8 +178,15 @@ def _client(client: int, num_clients: int, *, server: str, beside_server: bool) 
     }
 
 
-def _service(image: str, command: Iterable[str], networks: list[str], secrets: list[str], **more: Any) -> Service:
+def _service(
+    image: str,
+    command: Iterable[str],
+    networks: list[str],
+    secrets: list[str],
+    **more: Any,
+) -> Service:
     """Return a container that may write nowhere but its volumes, and ask for nothing."""
+    own: Mapping[str, str] = more.pop("environment", {})
     return {
         "image": image,
         "command": list(command),
@@ -189,6 +201,7 @@ def _service(image: str, command: Iterable[str], networks: list[str], secrets: l
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_HOME": "/tmp/flwr",  # noqa: S108
             "HF_HUB_OFFLINE": "1",
+            **own,
         },
         **({"networks": networks} if networks else {}),
         **({"secrets": secrets} if secrets else {}),

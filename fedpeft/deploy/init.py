@@ -18,14 +18,16 @@ import tomli_w
 from fedpeft.deploy import compose
 from fedpeft.deploy.identity import (
     make_authority,
+    write_application_key,
     write_authority,
     write_certificate,
     write_node_key,
     write_public,
     write_secret,
 )
-from fedpeft.deploy.topology import CA, NODE, SERVER, SUPERLINK, machine_of
+from fedpeft.deploy.topology import APPLICATION, CA, NODE, SERVER, SUPERLINK, machine_of
 from fedpeft.errors import InputError
+from fedpeft.wire.signature import PUBLIC
 
 __all__ = ["Deployment", "init", "read"]
 
@@ -119,4 +121,5 @@ def _identities(deployment: Deployment) -> None:
     for client, secrets in enumerate(machines, 1):
         write_certificate(authority, secrets, NODE.format(client), (NODE.format(client), *_LOCAL))
         write_node_key(secrets / f"node-{client}", server / f"node-{client}.pub")
+        write_application_key(secrets / APPLICATION.format(client), server / PUBLIC.format(client))
         write_secret(secrets / f"superexec-{client}")

@@ -9,9 +9,14 @@ key, an executor by a secret that it shares with its own SuperLink or SuperNode 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import final
 
+from fedpeft.engines.apps import KEYS_VARIABLE
+from fedpeft.wire.signature import PUBLIC
+
 __all__ = [
+    "APPLICATION",
     "CA",
     "CLIENT",
     "EXECUTOR",
@@ -24,6 +29,7 @@ __all__ = [
     "client_commands",
     "machine_of",
     "server_commands",
+    "server_environment",
 ]
 
 SUPERLINK, EXECUTOR = "superlink", "superexec-server"
@@ -32,7 +38,10 @@ NODE, TRAINER, CLIENT = "supernode-{}", "trainer-{}", "superexec-client-{}"
 SERVER, CA = "server", "ca.crt"
 """Names of secrets: what the certificate and the key of the SuperLink begin with, and who signed them."""
 
-_OWN = re.compile(r"(?:node|supernode|superexec)-(\d+)(?:\.crt|\.key)?")
+APPLICATION = "application-{}"
+"""Name of the secret by which a client signs its replies; its public half is a file of the server's."""
+
+_OWN = re.compile(r"(?:node|supernode|superexec|application)-(\d+)(?:\.crt|\.key)?")
 """Names of secrets that one client alone has."""
 
 Command = tuple[str, ...]
@@ -96,6 +105,11 @@ def server_commands(site: Site) -> dict[str, Command]:
     return {SUPERLINK: superlink, EXECUTOR: _executor(site, site.runtime, "server")}
 
 
+def server_environment(site: Site) -> dict[str, str]:
+    """Return what the server's executor, and so the server's half, has in its environment: whose replies it takes."""
+    return {KEYS_VARIABLE: str(PurePosixPath(site.secret(PUBLIC.format(1))).parent)}
+
+
 def client_commands(site: Site, client: int, num_clients: int) -> dict[str, Command]:
     """Return service -> command line of one client's side; clients count from 1, partitions from 0."""
     own, name, address = site.node(client), NODE.format(client), f"unix://{site.socket(client)}"
@@ -110,7 +124,8 @@ def client_commands(site: Site, client: int, num_clients: int) -> dict[str, Comm
         *_tls(site, name),
         *_isolated(site, str(client)),
     )
-    trainer = ("fedpeft", "trainer", f"--listen={address}", f"--state={site.kept(client)}")
+    key = f"--application-key={site.secret(APPLICATION.format(client))}"
+    trainer = ("fedpeft", "trainer", f"--listen={address}", f"--state={site.kept(client)}", key)
     return {name: supernode, TRAINER.format(client): trainer, CLIENT.format(client): _executor(site, own, str(client))}
 
 

@@ -17,9 +17,10 @@ from fedpeft import config
 from fedpeft.adapters.plan import Plan
 from fedpeft.client import Node, client_app
 from fedpeft.config import Experiment
-from fedpeft.engines.apps import LEDGER_KEYS, split_override
+from fedpeft.engines.apps import ANSWERS_KEY, LEDGER_KEYS, SIGNING_KEY, split_override
 from fedpeft.errors import ConfigError
 from fedpeft.privacy.own import Lifetime, OwnLedger
+from fedpeft.rounds.answered import Answered
 from fedpeft.rounds.roster import job_of
 from fedpeft.trainer.address import parse
 from fedpeft.trainer.message import Question
@@ -27,6 +28,7 @@ from fedpeft.trainer.service import serving
 from fedpeft.trainer.states import States, opened
 from fedpeft.trainer.worker import Call, Worker
 from fedpeft.training.workbench import Workbench, assemble, require_loadable
+from fedpeft.wire.signature import Signer
 
 __all__ = ["Parts", "run_trainer"]
 
@@ -38,16 +40,25 @@ class Parts:
     """The parts of the experiment that was last worked for."""
 
     def __init__(
-        self, pinned: Experiment | None = None, *, ledgers: Path | None = None, lifetime: Lifetime | None = None
+        self,
+        pinned: Experiment | None = None,
+        *,
+        ledgers: Path | None = None,
+        lifetime: Lifetime | None = None,
+        signer: Signer | None = None,
+        answers: Path | None = None,
     ) -> None:
         """Take the one experiment that is worked for; where there is none, each question brings its own.
 
         ``ledgers`` is the folder of what each client's data has cost in each experiment, over all its runs, and
-        ``lifetime`` the budget over all experiments.
+        ``lifetime`` the budget over all experiments. ``signer`` is the key by which the client signs, and
+        ``answers`` the folder of what each client has answered.
         """
         self._pinned = pinned
         self._ledgers = ledgers
         self._lifetime = lifetime
+        self._signer = signer
+        self._answers = answers
         self._held: tuple[str, bytes, Workbench] | None = None
 
     def answer(self, question: Question, message: Message, context: Context, call: Call) -> Message:
@@ -63,7 +74,13 @@ class Parts:
             def ledger(_: Context, experiment: Experiment) -> OwnLedger | None:
                 return self._ledger(experiment, question)
 
-            own = Node(experiment=lambda _: self._experiment(question), workbench=workbench, ledger=ledger)
+            own = Node(
+                experiment=lambda _: self._experiment(question),
+                workbench=workbench,
+                ledger=ledger,
+                signer=lambda _: self._signer,
+                answered=lambda _: self._answered(question),
+            )
             return client_app(own)(message, context)
 
     def load(self, states: States) -> None:
@@ -86,6 +103,14 @@ class Parts:
             self._held = (experiment.hash, plan, assemble(experiment, Plan.from_bytes(plan)))
             _LOG.info("loaded experiment=%s seconds=%.1f", job_of(experiment), time.monotonic() - began)
         return self._held[2]
+
+    def _answered(self, question: Question) -> Answered | None:
+        if found := [key for key in (SIGNING_KEY, ANSWERS_KEY) if key in question.node_config]:
+            raise ConfigError(
+                f"node config: {', '.join(found)} without effect, since this node has a trainer, which has "
+                "--application-key and keeps what it answered in its --state; leave them out"
+            )
+        return None if self._answers is None else Answered(self._answers / str(question.client))
 
     def _ledger(self, experiment: Experiment, question: Question) -> OwnLedger | None:
         if found := [key for key in LEDGER_KEYS if key in question.node_config]:
@@ -113,16 +138,22 @@ class Parts:
 
 
 def run_trainer(
-    listen: str, state: Path, experiment: Experiment | None = None, *, lifetime: Lifetime | None = None
+    listen: str,
+    state: Path,
+    experiment: Experiment | None = None,
+    *,
+    lifetime: Lifetime | None = None,
+    signer: Signer | None = None,
 ) -> None:
     """Answer questions until SIGTERM or SIGINT; what clients keep is in the folder ``state``.
 
-    ``lifetime`` is the privacy budget of each client over all experiments.
+    ``lifetime`` is the privacy budget of each client over all experiments, ``signer`` the client's key for replies.
 
     Raises:
         InputError: the address or the folder cannot be had, or data or model of the experiment cannot be read.
     """
-    address, parts = parse(listen), Parts(experiment, ledgers=state / "privacy", lifetime=lifetime)
+    address = parse(listen)
+    parts = Parts(experiment, ledgers=state / "privacy", lifetime=lifetime, signer=signer, answers=state / "answers")
     with opened(state) as states, _stopping() as stop:
         worker = Worker(parts.answer, states)
         try:

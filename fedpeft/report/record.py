@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, final
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from fedpeft.errors import ResumeError, RunError
+from fedpeft.errors import RefusalCode, ResumeError, RunError
 from fedpeft.report.text import one_line
 
 __all__ = ["Failure", "RoundRecord"]
@@ -28,6 +28,8 @@ class Failure:
     client: Count
     reason: str
     """One line of at most 500 characters; cut here, since a client may have written it."""
+    code: RefusalCode = "refused"
+    """What it is counted under; no client has a say in it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", one_line(self.reason)[:500])

@@ -32,6 +32,8 @@ _OWNED = (
     "report.html",
     "checkpoints",
     "clients",
+    "journal",
+    "run.id",
     "adapter",
     _CONFIG,
 )

@@ -2,31 +2,50 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from typing import Literal, final
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpeft.codecs.base import Common
-from fedpeft.errors import FedpeftError, WireError
+from fedpeft.errors import RefusalCode, RefusedError
 from fedpeft.report.record import Failure
+from fedpeft.rounds.admission import Admission, Asked
 from fedpeft.rounds.collect import in_order
 from fedpeft.rounds.groups import grouped
+from fedpeft.rounds.journal import Page
 from fedpeft.rounds.roster import job_name
 from fedpeft.strategies.base import ClientUpdate, Directive, State
 from fedpeft.strategies.ranks import sliced
 from fedpeft.tensors import Spec, Tensors
-from fedpeft.timing import phase, timed
+from fedpeft.timing import timed
 from fedpeft.training.workbench import Workbench
-from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update, expect
-from fedpeft.wire.payload import pack, size, unpack
+from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update
+from fedpeft.wire.payload import pack, size
+from fedpeft.wire.record import DAMAGED, GAVE_UP
+from fedpeft.wire.signature import Keys
 
 __all__ = ["Exchange", "Reply"]
 
 _LEAST_TTL_SECONDS = 1.0
 """Flower wants some."""
+_CODES: dict[int, RefusalCode] = {GAVE_UP: "gave_up", DAMAGED: "structure"}
+"""Of Flower's error codes; all others mean that the reply was lost."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Sent:
+    """What all clients that hold as many ranks are sent."""
+
+    manifest: tuple[Spec, ...]
+    body: bytes
+    digest: bytes
+    """The body's sha256."""
 
 
 @final
@@ -63,118 +82,178 @@ class Exchange:
     """Clients that are trained side by side: their messages are sent as a group."""
     fence: int = 0
     """The fencing token of the server that asks."""
+    keys: Keys | None = None
+    """By which replies are signed; None where nobody signs."""
+    run: bytes = b""
+    """Which run of the experiment asks."""
+    page: Page | None = None
+    """Where replies to training are kept until their round is committed."""
 
-    def train(self, cohort: Iterable[int]) -> Iterator[Reply]:
+    def train(self, cohort: Sequence[int]) -> Iterator[Reply]:
         """Yield each client's checked update, or why there is none."""
         return self._ask("train", cohort)
 
-    def evaluate(self, cohort: Iterable[int]) -> Iterator[Reply]:
+    def evaluate(self, cohort: Sequence[int]) -> Iterator[Reply]:
         """Yield each client's sums on its own held-out examples, or why there are none."""
         return self._ask("evaluate", cohort)
 
-    def _ask(self, kind: Literal["train", "evaluate"], cohort: Iterable[int]) -> Iterator[Reply]:
-        rounds = self.bench.experiment.rounds
-        bodies: dict[int | None, tuple[tuple[Spec, ...], bytes]] = {}
-        sent: dict[int, tuple[int, int]] = {}
+    @cached_property
+    def kept(self) -> dict[int, int]:
+        """Client -> token of the server that took its reply: those that are kept, and so are not asked again."""
+        found: dict[int, int] = {}
+        for client, fence in self.page.clients() if self.page is not None else ():
+            if client in self.nodes and found.get(client, 0) < fence <= self.fence and self._holds(client, fence):
+                found[client] = fence
+        return found
+
+    def _holds(self, client: int, fence: int) -> bool:
+        record = self.page.read(client, fence) if self.page is not None else None
+        try:
+            return record is not None and bool(
+                self._admission.opened(self._question("train", client)[0], record, fence)
+            )
+        except RefusedError:
+            return False
+
+    def _ask(self, kind: Literal["train", "evaluate"], cohort: Sequence[int]) -> Iterator[Reply]:
+        rounds, kept = self.bench.experiment.rounds, self.kept if kind == "train" else {}
+        sent: dict[int, tuple[Asked, int, int]] = {}
+        again: set[int] = set()
         began, longest = time.monotonic(), math.inf if self.workers else rounds.deadline_seconds or math.inf
 
-        def outgoing() -> Iterator[tuple[int, Message]]:
-            for client, group in grouped(cohort, self.stack if kind == "train" else 1, self.round_number):
-                directive = self._directive(client)
-                if directive.rank not in bodies:
-                    bodies[directive.rank] = self._body(kind, directive)
-                manifest, body = bodies[directive.rank]
-                header = Broadcast(envelope=self._envelope(manifest), client=client, kind=kind, directive=directive)
-                content = pack(header, body)
-                sent[client] = (size(content), header.envelope.num_elements)
-                left = max(_LEAST_TTL_SECONDS, longest - (time.monotonic() - began))
-                ttl = min(rounds.timeout_seconds, left)
-                yield client, self.grid.create_message(content, kind, self.nodes[client], group, ttl)
+        def asking_for(client: int, group: str) -> Message:
+            asked, content, floats = self._question(kind, client)
+            sent[client] = (asked, size(content), floats)
+            left = max(_LEAST_TTL_SECONDS, longest - (time.monotonic() - began))
+            ttl = min(rounds.timeout_seconds, left)
+            return self.grid.create_message(content, kind, self.nodes[client], group, ttl)
 
-        window = max(rounds.window, self.stack * max(1, 2 * self.workers))
+        def arrived(client: int, message: Message) -> Message | None:
+            """Ask once more where somebody else may have answered in this client's name; with privacy it would cost."""
+            forged = self._first_look(sent[client][0], message) == "signature"
+            if not forged or client in again or self.bench.mechanism is not None:
+                return None
+            again.add(client)
+            return asking_for(client, str(self.round_number))
+
+        stack, asked = self.stack if kind == "train" else 1, (client for client in cohort if client not in kept)
+        window = max(rounds.window, stack * max(1, 2 * self.workers))
         timeout = math.inf if self.workers else rounds.timeout_seconds
-        for client, message in in_order(self.grid, outgoing(), window=window, timeout=timeout, longest=longest):
-            yield self._take(kind, client, message, *sent.pop(client))
+        labelled = grouped(asked, stack, self.round_number)
+        outgoing = ((client, asking_for(client, group)) for client, group in labelled)
+        coming = in_order(self.grid, outgoing, window=window, timeout=timeout, longest=longest, arrived=arrived)
+        for client in cohort:
+            if client in kept:
+                yield self._recalled(client, kept[client])
+            else:
+                yield self._take(next(coming)[1], *sent.pop(client))
 
-    def _take(self, kind: str, client: int, message: Message | None, bytes_down: int, floats_down: int) -> Reply:
-        """Check one reply; one that is late, wrong or damaged is a failure of that client alone."""
+    def _question(self, kind: Literal["train", "evaluate"], client: int) -> tuple[Asked, RecordDict, int]:
+        """Return what one client is asked, the same as it is sent, and the number of scalars in it."""
+        directive = self._directive(client)
+        whose = (kind, directive.rank)
+        if whose not in self._bodies:
+            self._bodies[whose] = self._body(kind, directive)
+        sending = self._bodies[whose]
+        envelope = self._envelope(sending.manifest)
+        content = pack(Broadcast(envelope=envelope, client=client, kind=kind, directive=directive), sending.body)
+        asked = Asked(client=client, kind=kind, directive=directive, answers=sending.digest)
+        return asked, content, envelope.num_elements
+
+    @cached_property
+    def _bodies(self) -> dict[tuple[str, int | None], _Sent]:
+        """What is sent, encoded once for all that hold as many ranks."""
+        return {}
+
+    def _first_look(self, asked: Asked, message: Message) -> RefusalCode | None:
+        """Say what is wrong with a reply by its header, or put it on the disk; what else it is shows at its turn."""
+        if (self.keys is None and self.page is None) or not message.has_content():
+            return None
         try:
-            if message is None:
-                rounds = self.bench.experiment.rounds
-                whole = f" or of the round's deadline_seconds = {rounds.deadline_seconds}"
-                raise WireError(
-                    f"no reply within rounds.timeout_seconds = {rounds.timeout_seconds}"
-                    f"{whole if rounds.deadline_seconds else ''}"
-                )
-            if message.has_error():
-                raise WireError(message.error.reason or f"Flower error code {message.error.code}")
-            read = self._update if kind == "train" else self._evaluated
-            update, header = read(client, message.content)
-        except FedpeftError as error:
-            failure = Failure(client=client, reason=str(error))
-            return Reply(client=client, bytes_down=bytes_down, floats_down=floats_down, failure=failure)
+            self._admission.opened(asked, message.content)
+        except RefusedError as error:
+            return error.code
+        if self.page is not None and asked.kind == "train":
+            self.page.write(asked.client, self.fence, message.content)
+        return None
+
+    def _recalled(self, client: int, fence: int) -> Reply:
+        """Take a reply that an earlier server was given; it counts as if it had been asked for now."""
+        asked, content, floats = self._question("train", client)
+        record = self.page.read(client, fence) if self.page is not None else None
+        return self._take(record, asked, size(content), floats, fence)
+
+    def _take(
+        self,
+        message: Message | RecordDict | None,
+        asked: Asked,
+        bytes_down: int,
+        floats_down: int,
+        fence: int | None = None,
+    ) -> Reply:
+        """Check one reply; one that is late, wrong or damaged is a failure of that client alone."""
+        update: ClientUpdate | None = None
+        header: Update | Evaluated
+        try:
+            content = message if isinstance(message, RecordDict) else self._arrived(message)
+            if asked.kind == "train":
+                header, update = self._admission.update(asked, content, fence)
+            else:
+                header = self._admission.evaluated(asked, content)
+        except RefusedError as error:
+            failure = Failure(client=asked.client, code=error.code, reason=str(error))
+            return Reply(client=asked.client, bytes_down=bytes_down, floats_down=floats_down, failure=failure)
         return Reply(
-            client=client,
+            client=asked.client,
             bytes_down=bytes_down,
-            bytes_up=size(message.content),
+            bytes_up=size(content),
             floats_down=floats_down,
             floats_up=header.envelope.num_elements,
-            bits_up=self._entropy_bits(client, update) if update is not None else None,
+            bits_up=self._entropy_bits(asked.client, update) if update is not None else None,
             update=update,
             header=header,
+        )
+
+    def _arrived(self, message: Message | None) -> RecordDict:
+        """Return what a reply carries.
+
+        Raises:
+            RefusedError: none came in time, or an error; its words may be the client's, its code never is.
+        """
+        if message is None:
+            rounds = self.bench.experiment.rounds
+            whole = f" or of the round's deadline_seconds = {rounds.deadline_seconds}"
+            raise RefusedError(
+                "late",
+                f"no reply within rounds.timeout_seconds = {rounds.timeout_seconds}"
+                f"{whole if rounds.deadline_seconds else ''}",
+            )
+        if message.has_error():
+            number = message.error.code
+            raise RefusedError(_CODES.get(number, "lost"), message.error.reason or f"Flower error code {number}")
+        if not message.has_content():
+            raise RefusedError("structure", "a reply with neither content nor error")
+        return message.content
+
+    @cached_property
+    def _admission(self) -> Admission:
+        return Admission(
+            bench=self.bench, state=self.state, round_number=self.round_number, fence=self.fence, keys=self.keys
         )
 
     def _entropy_bits(self, client: int, update: ClientUpdate) -> float | None:
         return self.bench.codec.entropy_bits(update.delta.joined(update.beside), self._common("up", client))
 
-    def _update(self, client: int, content: RecordDict) -> tuple[ClientUpdate, Update]:
-        header, body = unpack(content, Update)
-        manifest = self._trained(client)
-        self._expect(header, client, manifest)
-        with phase("codec"):
-            came = self.bench.codec.decode(body, manifest, self._common("up", client)).require_finite(where=str(header))
-        beside = [spec.name for spec in self.bench.strategy.beside(self.bench.adapted.attached.slots).up]
-        if header.num_examples < 1:
-            raise WireError(f"{header}: num_examples = {header.num_examples}, expected at least 1")
-        delta, rest, directive = came.without(beside), came.select(beside), self._directive(client)
-        update = ClientUpdate(
-            client=client, delta=delta, num_examples=header.num_examples, beside=rest, directive=directive
-        )
-        return update, header
-
-    def _evaluated(self, client: int, content: RecordDict) -> tuple[None, Evaluated]:
-        header, _ = unpack(content, Evaluated)
-        self._expect(header, client, ())
-        return None, header
-
-    def _expect(self, header: Update | Evaluated, client: int, manifest: tuple[Spec, ...]) -> None:
-        envelope = self._envelope(manifest)
-        expect(
-            header,
-            job=envelope.job,
-            round_number=envelope.round_number,
-            config_hash=envelope.config_hash,
-            plan_hash=envelope.plan_hash,
-            base_hash=envelope.base_hash,
-            codec=self.bench.experiment.codec.names,
-            manifest=manifest,
-            client=client,
-        )
-
     def _directive(self, client: int) -> Directive:
         slots = self.bench.adapted.attached.slots
         return self.bench.strategy.directive(slots, self.state, round_number=self.round_number, client=client)
 
-    def _trained(self, client: int) -> tuple[Spec, ...]:
-        """What this client was told to train, and so must send, and what goes beside it."""
-        slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
-        return (*self._directive(client).select(slots, strategy.uplink(slots)), *strategy.beside(slots).up)
-
     @timed("codec")
-    def _body(self, kind: Literal["train", "evaluate"], directive: Directive) -> tuple[tuple[Spec, ...], bytes]:
+    def _body(self, kind: Literal["train", "evaluate"], directive: Directive) -> _Sent:
         """Return what all clients that hold as many ranks are sent, encoded once."""
         sending = self._sending(kind, directive)
-        return sending.manifest(), self.bench.codec_down.encode(sending, self._common("down"))
+        body = self.bench.codec_down.encode(sending, self._common("down"))
+        return _Sent(manifest=sending.manifest(), body=body, digest=sha256(body).digest())
 
     def _sending(self, kind: Literal["train", "evaluate"], directive: Directive) -> Tensors:
         """Return the adapter, for training what the strategy sends beside it, and what rebuilds a residual."""
@@ -198,4 +277,6 @@ class Exchange:
             base_hash=self.bench.adapted.base_hash,
             codec=self.bench.experiment.codec_down.names,
             manifest=manifest,
+            fence=self.fence,
+            run=self.run,
         )

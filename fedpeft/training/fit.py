@@ -7,6 +7,7 @@ from fedpeft.errors import UnsupportedError
 from fedpeft.strategies.base import Strategy
 from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.training.adapted import Adapted
+from fedpeft.training.bounds import require_bounded
 
 __all__ = ["require_fit"]
 
@@ -19,6 +20,7 @@ def require_fit(experiment: Experiment, strategy: Strategy[Any], adapted: Adapte
     """
     strategy.check(adapted.attached.slots)
     strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
+    require_bounded(experiment, adapted.attached.slots)
     _require_start(experiment, strategy, adapted, num_clients)
     _require_scaling(experiment, strategy, adapted)
     _require_cohort(experiment, strategy, num_clients)

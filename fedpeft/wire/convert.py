@@ -6,13 +6,13 @@ from typing import Literal, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from fedpeft.errors import WireError
+from fedpeft.errors import RefusedError, WireError
 from fedpeft.strategies.base import Directive
 from fedpeft.tensors import Spec
 from fedpeft.wire.message import VERSION, Broadcast, Envelope, Evaluated, Header, Join, Joined, Update
 from fedpeft.wire.pb.v1 import messages_pb2 as pb
 
-__all__ = ["MAX_HEADER_BYTES", "MAX_TENSORS", "from_bytes", "to_bytes"]
+__all__ = ["MAX_HEADER_BYTES", "MAX_TENSORS", "from_bytes", "require_version", "to_bytes"]
 
 MAX_HEADER_BYTES = 1 << 21
 """A longer header is refused before it is read."""
@@ -64,15 +64,26 @@ def from_bytes(data: bytes, kind: type[_H]) -> tuple[_H, bytes]:
     return header, message.payload_sha256
 
 
+def require_version(data: bytes) -> None:
+    """Refuse a header that is none of this format, before anything it says is looked at.
+
+    Raises:
+        WireError: too long, no protobuf, or another version.
+    """
+    _parse(data)
+
+
 def _parse(data: bytes) -> pb.Header:
     if len(data) > MAX_HEADER_BYTES:
-        raise WireError(f"header of {len(data)} bytes: expected at most {MAX_HEADER_BYTES}")
+        raise RefusedError("size", f"header of {len(data)} bytes: expected at most {MAX_HEADER_BYTES}")
     try:
         message = pb.Header.FromString(data)
     except DecodeError as error:
         raise WireError(f"header of {len(data)} bytes is no protobuf message of this format") from error
     if message.version != VERSION:
-        raise WireError(f"header: version {message.version}, expected {VERSION}; run the same fedpeft on both sides")
+        raise RefusedError(
+            "version", f"header: version {message.version}, expected {VERSION}; run the same fedpeft on both sides"
+        )
     return message
 
 
@@ -89,6 +100,9 @@ def _write_envelope(message: pb.Header, envelope: Envelope) -> None:
     message.manifest.extend(pb.TensorSpec(name=s.name, shape=s.shape, dtype=s.dtype) for s in envelope.manifest)
     message.manifest_hash = envelope.manifest_hash
     message.num_elements = envelope.num_elements
+    message.fence = envelope.fence
+    message.answers = envelope.answers
+    message.run = envelope.run
 
 
 def _read_envelope(message: pb.Header, source: bytes) -> Envelope:
@@ -104,6 +118,10 @@ def _read_envelope(message: pb.Header, source: bytes) -> Envelope:
         base_hash=message.base_hash,
         codec=tuple(message.codec),
         manifest=tuple(_read_spec(spec) for spec in message.manifest),
+        fence=message.fence,
+        answers=message.answers,
+        run=message.run,
+        payload=message.payload_sha256,
         source=source,
     )
     _distinct("manifest", [spec.name for spec in envelope.manifest])
@@ -189,7 +207,7 @@ def _read_update(message: pb.Header, envelope: Envelope) -> Update:
     return Update(
         envelope=envelope,
         client=given.client,
-        num_examples=_count("num_examples", given.num_examples),
+        num_examples=_weight(given.num_examples),
         num_steps=_count("num_steps", given.num_steps, at_least=0),
         train_loss=_finite("train_loss", given.train_loss) if given.HasField("train_loss") else None,
         seconds=_finite("seconds", given.seconds, at_least=0.0),
@@ -227,9 +245,17 @@ def _count(name: str, value: int, *, at_least: int = 1) -> int:
     return value
 
 
+def _weight(value: int) -> int:
+    try:
+        return _count("num_examples", value)
+    except WireError as error:
+        raise RefusedError("weight", str(error)) from error
+
+
 def _finite(name: str, value: float, *, at_least: float = -math.inf) -> float:
     if not (math.isfinite(value) and value >= at_least):
-        raise WireError(f"header: {_shown(name)} = {value}, expected a finite number" + " >= 0" * (at_least == 0))
+        wanted = "a finite number" + " >= 0" * (at_least == 0)
+        raise RefusedError("not_finite", f"header: {_shown(name)} = {value}, expected {wanted}")
     return value
 
 

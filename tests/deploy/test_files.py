@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 from fedpeft.cli import app
 from fedpeft.deploy import compose, local
 from fedpeft.deploy.init import Deployment, init, read
-from fedpeft.deploy.topology import client_commands, machine_of, server_commands
-from fedpeft.errors import InputError
+from fedpeft.deploy.topology import client_commands, machine_of, server_commands, server_environment
+from fedpeft.errors import InputError, WireError
+from fedpeft.wire.record import Content, record_of
+from fedpeft.wire.signature import read_keys, read_signer
 
 ROOT = Path(__file__).parents[2]
 PATH = re.compile(
@@ -51,6 +53,9 @@ def test_each_machine_has_its_own_secrets_and_no_other(made: Deployment) -> None
     }
     assert held == {
         "server": [
+            "application-1.pub",
+            "application-2.pub",
+            "application-3.pub",
             "ca.crt",
             "node-1.pub",
             "node-2.pub",
@@ -60,7 +65,14 @@ def test_each_machine_has_its_own_secrets_and_no_other(made: Deployment) -> None
             "superexec-server",
         ],
         **{
-            f"client-{k}": ["ca.crt", f"node-{k}", f"superexec-{k}", f"supernode-{k}.crt", f"supernode-{k}.key"]
+            f"client-{k}": [
+                f"application-{k}",
+                "ca.crt",
+                f"node-{k}",
+                f"superexec-{k}",
+                f"supernode-{k}.crt",
+                f"supernode-{k}.key",
+            ]
             for k in (1, 2, 3)
         },
     }
@@ -68,8 +80,9 @@ def test_each_machine_has_its_own_secrets_and_no_other(made: Deployment) -> None
 
 
 def test_private_files_are_their_owners_alone_and_secrets_differ(made: Deployment) -> None:
-    private = [p for p in made.folder.rglob("*") if p.is_file() and re.search(r"\.key$|node-\d$|superexec-", p.name)]
-    assert len(private) == 1 + 2 + 3 * 3
+    named = re.compile(r"\.key$|(node|application)-\d$|superexec-")
+    private = [path for path in made.folder.rglob("*") if path.is_file() and named.search(path.name)]
+    assert len(private) == 1 + 2 + 3 * 4
     assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
     assert len({path.read_bytes() for path in private}) == len(private)
 
@@ -101,6 +114,20 @@ def test_the_two_halves_of_a_nodes_key_belong_together(made: Deployment) -> None
     assert private.curve.name == "secp384r1"
 
 
+def test_the_two_halves_of_an_application_key_belong_together_and_only_the_server_has_the_public_ones(
+    made: Deployment,
+) -> None:
+    here = local.site(made, Path("/x"))
+    keys = read_keys(Path(server_environment(here)["FEDPEFT_CLIENT_KEYS"]))
+    assert set(keys.by_client) == {0, 1, 2}
+    record = record_of(Content(b"header", b"checksum", b"body"))
+    for client in (0, 1, 2):
+        signed = read_signer(made.secret(f"application-{client + 1}")).signed(record)
+        keys.require(client, signed)
+        with pytest.raises(WireError, match="not this client's"):
+            keys.require((client + 1) % 3, signed)
+
+
 def test_containers_and_processes_have_the_same_commands(made: Deployment) -> None:
     here = local.site(made, Path("/x"))
     plain = dict(server_commands(here))
@@ -121,12 +148,13 @@ def test_every_secret_that_a_file_names_is_there_and_no_container_has_anothers(m
             assert (path.parent / secret["file"]).is_file(), (path, name)
         for name, service in table["services"].items():
             if name.startswith("trainer"):
-                assert "secrets" not in service
-                continue
+                assert service["secrets"] == [f"application-{name[-1]}"]
             own = {machine_of(secret) for secret in service["secrets"] if secret != "ca.crt"}
             assert own == {f"client-{name[-1]}" if name[-1].isdigit() else "server"}
             assert set(service["secrets"]) <= set(table["secrets"])
             used = set(re.findall(r"/run/secrets/(\S+)", " ".join(service["command"])))
+            if service["environment"].get("FEDPEFT_CLIENT_KEYS") == "/run/secrets":
+                used |= {secret for secret in service["secrets"] if secret.startswith("application-")}
             assert used == set(service["secrets"])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedpeft.config import Experiment
-from fedpeft.deploy.identity import make_authority, write_authority, write_node_key
+from fedpeft.deploy.identity import make_authority, write_application_key, write_authority, write_node_key
 from fedpeft.deploy.init import Deployment, init
 from fedpeft.deploy.local import Local, up
 from fedpeft.deploy.submit import local_operator, submit
@@ -47,11 +47,31 @@ def test_three_rounds_of_lora_fair_with_compeft_are_a_simulations_to_the_bit(
     assert run.summary()["num_failures"] == 0
     assert [record.clients for record in run.records()] == [(), (0, 1), (0, 1), (0, 1)]
     local.require_running()
+    said = (local.logs / "superexec-server.log").read_text()
+    assert "signed by the keys of 2 clients" in said
+    assert not (run.path / "journal").exists()
     for client in (1, 2):
+        answers = made.folder / "local" / f"trainer-{client}" / "answers" / str(client - 1)
+        assert len(list(answers.glob("*.reply"))) == 3
         log = (local.logs / f"trainer-{client}.log").read_text()
         answered = re.findall(r"answered type=(\S+) run=\d+ client=(\d)", log)
         assert answered == [(kind, str(client - 1)) for kind in ("query.join", *["train"] * 3)]
         assert "Traceback" not in log
+
+
+def test_a_client_that_signs_with_a_key_that_the_server_does_not_know_is_not_believed(
+    running: tuple[Deployment, Local], tmp_path: Path
+) -> None:
+    made, _ = running
+    public = made.secret("application-2.pub")
+    known = public.read_bytes()
+    write_application_key(tmp_path / "application-2", tmp_path / "application-2.pub")
+    public.write_bytes((tmp_path / "application-2.pub").read_bytes())
+    try:
+        with pytest.raises(RunError, match="reply of client 1: the signature is not this client's"):
+            submit(local_operator(made), job(tmp_path / "run"), watcher=Watcher())
+    finally:
+        public.write_bytes(known)
 
 
 def test_one_up_at_a_time(running: tuple[Deployment, Local]) -> None:

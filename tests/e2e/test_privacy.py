@@ -9,14 +9,13 @@ import torch
 
 import fedpeft.client
 import fedpeft.server
-from fedpeft import plugins
 from fedpeft.engines.inline import simulate
 from fedpeft.errors import ConfigError, FedpeftError, InputError, RunError, UnsupportedError
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.rounds.guard import guard
 from fedpeft.strategies.base import ClientUpdate
 from fedpeft.training.workbench import assemble
-from tests.conftest import merged, needed, tiny
+from tests.conftest import tiny
 
 EXAMPLE = {"unit": "example", "epsilon": 8.0, "delta": 1e-5, "clip": 1.0, "sample_rate": 0.1, "accountant": "rdp"}
 CLIENT = {"unit": "client", "epsilon": 8.0, "delta": 1e-5, "clip": 0.5, "accountant": "rdp"}
@@ -122,25 +121,6 @@ def test_a_secure_run_that_is_repeated_pays_again_and_ends_where_the_budget_does
             assert json.loads(lines[-1])["round"] == 2
         else:
             assert simulate(again)["privacy"]["charged_rounds"] == 4
-
-
-@pytest.mark.parametrize("strategy", ["dylora", "ffa_lora", "rolora", "lora_fair", "fedex_lora"])
-def test_what_a_server_does_to_noised_factors_is_free(tmp_path: Path, strategy: str) -> None:
-    summary = simulate(private(tmp_path / "run", EXAMPLE, strategy={"name": strategy, "weighting": "uniform"}))
-    assert summary["privacy"]["epsilon"] <= 8.0
-
-
-@pytest.mark.parametrize("adapter", plugins.names("adapter"))
-def test_every_adapter_trains_with_privacy_of_examples(tmp_path: Path, adapter: str) -> None:
-    changes = needed("fedavg", adapter={"name": adapter}, rounds={"num_rounds": 1})
-    if adapter == "lora_sb":
-        changes = merged(changes, {"adapter": {"rank": 2}})
-
-    changes["strategy"] = UNIFORM
-    summary = simulate(private(tmp_path / "run", {**EXAMPLE, "noise": "reproducible"}, **changes))
-
-    assert summary["privacy"]["charged_rounds"] == 1
-    assert summary["num_failures"] == 0
 
 
 def test_ranks_that_were_not_drawn_keep_their_bits_whatever_noise_there_is(tmp_path: Path) -> None:

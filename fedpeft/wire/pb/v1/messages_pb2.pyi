@@ -18,7 +18,7 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("version", "job", "round", "config_hash", "plan_hash", "base_hash", "manifest", "manifest_hash", "codec", "num_elements", "payload_sha256", "broadcast", "update", "join", "joined", "evaluated")
+    __slots__ = ("version", "job", "round", "config_hash", "plan_hash", "base_hash", "manifest", "manifest_hash", "codec", "num_elements", "payload_sha256", "fence", "run", "answers", "broadcast", "update", "join", "joined", "evaluated")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,9 @@ class Header(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     NUM_ELEMENTS_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
     BROADCAST_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     JOIN_FIELD_NUMBER: _ClassVar[int]
@@ -46,12 +49,15 @@ class Header(_message.Message):
     codec: _containers.RepeatedScalarFieldContainer[str]
     num_elements: int
     payload_sha256: bytes
+    fence: int
+    run: bytes
+    answers: bytes
     broadcast: Broadcast
     update: Update
     join: Join
     joined: Joined
     evaluated: Evaluated
-    def __init__(self, version: _Optional[int] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., config_hash: _Optional[str] = ..., plan_hash: _Optional[str] = ..., base_hash: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., manifest_hash: _Optional[str] = ..., codec: _Optional[_Iterable[str]] = ..., num_elements: _Optional[int] = ..., payload_sha256: _Optional[bytes] = ..., broadcast: _Optional[_Union[Broadcast, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., config_hash: _Optional[str] = ..., plan_hash: _Optional[str] = ..., base_hash: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., manifest_hash: _Optional[str] = ..., codec: _Optional[_Iterable[str]] = ..., num_elements: _Optional[int] = ..., payload_sha256: _Optional[bytes] = ..., fence: _Optional[int] = ..., run: _Optional[bytes] = ..., answers: _Optional[bytes] = ..., broadcast: _Optional[_Union[Broadcast, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ...) -> None: ...
 
 class Broadcast(_message.Message):
     __slots__ = ("kind", "client", "directive")
