@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from flwr.app import Context, Message
 
-from fedpeft.client import Begun, Node, answer, begin, conclude
+from fedpeft.client import Begun, Node, answer, begin, conclude, place
 from fedpeft.training.cohort import train_cohort
 from fedpeft.training.group import Member, Trained
 from fedpeft.training.workbench import Workbench
@@ -55,7 +55,7 @@ def _train(bench: Workbench, group: Sequence[Begun]) -> list[Trained | Exception
         Member(client=each.header.client, turn=each.turn, start=bench.strategy.begin(each.turn), examples=each.examples)
         for each in group
     ]
-    group[0].place(bench)
+    place(bench, group[0].turn, group[0].parts)
     return list(train_cohort(bench, members))
 
 

@@ -29,7 +29,7 @@ def join(message: Message, context: Context, experiment: Experiment) -> RecordDi
         config_hash=experiment.hash,
         plan_hash=_plan_hash(body),
         base_hash=None,
-        codec=experiment.codec.names,
+        codec=experiment.codec.words,
     )
     enrol(context.state, header.envelope.job, body)
     versions = {"fedpeft": __version__}

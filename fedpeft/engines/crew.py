@@ -180,14 +180,18 @@ class Crew:
         """Hand one message after the other to a worker, until the crew is dismissed."""
         known: deque[int] = deque(maxlen=CACHED_CLIENTS)  # as many as the worker keeps encoded, and these
         try:
+            self._tell(worker, "load")
             worker.ready(self._turn)
+            self._tell(worker, "idle")
             while (order := self._next(known)) is not None:
                 clients = tuple(_client(message) for message in order)
                 known.extend(client for client in clients if client not in known)
+                self._tell(worker, None)
                 before = tuple(self._memories.read(client) for client in clients)
                 done = worker.ask(Order(messages=order, clients=clients, memories=before))
                 for client, old, new in zip(clients, before, done.memories, strict=True):
                     self._memories.keep(client, old, new)
+                self._tell(worker, "idle")
                 with self._changed:
                     ids = (message.metadata.message_id for message in order)
                     self._done.update(zip(ids, done.replies, strict=True))
@@ -197,6 +201,10 @@ class Crew:
             with self._changed:
                 self._failure = self._failure or (error if isinstance(error, FedpeftError | OSError) else _own(error))
                 self._changed.notify_all()
+
+    def _tell(self, worker: _Worker, state: str | None) -> None:
+        if self._clock is not None:
+            self._clock.others.turn(worker.process.pid or 0, state)
 
     def _next(self, known: Collection[int]) -> tuple[Message, ...] | None:
         """Wait for messages, if there are some to a client whose data the worker has encoded already then for these."""

@@ -141,4 +141,4 @@ def _node(bench: Workbench) -> Node:
             raise WireError("the plan handed out is not the one this process holds")
         return bench
 
-    return Node(experiment=lambda _: bench.experiment, workbench=workbench)
+    return Node(experiment=lambda _: bench.experiment, workbench=workbench, tells=True)

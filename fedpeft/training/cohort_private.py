@@ -99,9 +99,8 @@ def _noise(group: Group, private: Sequence[Private]) -> Rows:
 
 
 def _drawn(specs: Sequence[Spec], private: Private) -> dict[str, Tensor]:
-    privacy = private.mechanism.privacy
-    std = private.mechanism.noise_multiplier * privacy.clip
-    return dict(gaussian(specs, std, private.noise, secure=privacy.noise == "secure"))
+    std = private.mechanism.noise_multiplier * private.mechanism.privacy.clip
+    return dict(gaussian(specs, std, private.noise))
 
 
 def _limited(value: Tensor, norm: float) -> Tensor:
