@@ -10,36 +10,38 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, final
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedpeft import __version__
 from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
-from fedpeft.errors import FedpeftError, WireError
+from fedpeft.errors import WireError
+from fedpeft.pinning.gate import Gate
 from fedpeft.privacy.ledger import Charge
 from fedpeft.privacy.own import OwnLedger
 from fedpeft.rounds.answered import Answered, once
+from fedpeft.rounds.downlink import arrived, kept, packed
 from fedpeft.rounds.memory import forget, recall, remember
 from fedpeft.strategies.base import Turn
 from fedpeft.strategies.ranks import padded, sliced
 from fedpeft.tensors import Tensors
 from fedpeft.timing import phase, timed
+from fedpeft.training.changes import without_held
 from fedpeft.training.distributed import hidden
 from fedpeft.training.feedback import joined_memory, owed, own, send
 from fedpeft.training.loop import Outcome
 from fedpeft.training.optimizers import learning_rate
 from fedpeft.training.turn import train_turn
 from fedpeft.training.workbench import Workbench
-from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Join, Joined, Update, expect
+from fedpeft.wire.failure import failure
+from fedpeft.wire.message import Broadcast, Carried, Envelope, Evaluated, Join, Joined, Update, expect
 from fedpeft.wire.payload import pack, unpack
-from fedpeft.wire.record import GAVE_UP
 from fedpeft.wire.signature import Signer
 
 __all__ = ["Node", "client_app", "enrol"]
 
 _LOG = logging.getLogger(__name__)
-_UNTOLD = "gave up; with [privacy] the reason stays in the client's own log"
 
 
 @final
@@ -53,6 +55,10 @@ class Node:
     """All parts, built with the server's plan and kept between messages."""
     ledger: Callable[[Context, Experiment], OwnLedger | None] = lambda *_: None
     """Where this node itself keeps what its data's privacy has cost, whatever servers say; None where it does not."""
+    gate: Callable[[Context], Gate | None] = lambda _: None
+    """What this node's operator pinned; None where nothing is."""
+    tells: bool = False
+    """Whether an error's words may go to the server: in a simulation, where all is one user's."""
     signer: Callable[[Context], Signer | None] = lambda _: None
     """This client's own key, by which its replies are known; None where it has none, as in a simulation."""
     answered: Callable[[Context], Answered | None] = lambda _: None
@@ -92,7 +98,7 @@ def join(message: Message, context: Context, experiment: Experiment) -> RecordDi
         config_hash=experiment.hash,
         plan_hash=_plan_hash(body),
         base_hash=None,
-        codec=experiment.codec.names,
+        codec=experiment.codec.words,
     )
     enrol(context.state, header.envelope.job, body)
     versions = {"fedpeft": __version__}
@@ -151,8 +157,9 @@ def train(message: Message, context: Context, bench: Workbench, ledger: OwnLedge
     )
     body, errors = _encoded(bench, header, delta, owed(recall(context.state, before=turn.round_number)))
     reply = pack(update, body)
-    if bench.remembers():
-        remember(context.state, joined_memory(memory, errors), round_number=turn.round_number)
+    if bench.keeps():
+        held = kept(bench, header, turn.received)
+        remember(context.state, joined_memory(memory, errors).joined(held), round_number=turn.round_number)
     return reply
 
 
@@ -172,6 +179,8 @@ def evaluate(message: Message, context: Context, bench: Workbench) -> RecordDict
     Raises:
         WireError: as for train.
     """
+    if bench.mechanism is not None:
+        raise WireError("with [privacy] nothing measured on this client's data is sent; the server asked for it")
     header, _ = _receive(message, context, bench, kind="evaluate")
     _, held_out = bench.client_examples(header.client)
     envelope = _envelope(bench, header, Tensors())
@@ -188,7 +197,7 @@ def _receive(
     adapted, slots = bench.adapted, bench.adapted.attached.slots
     beside = bench.strategy.beside(slots).down if kind == "train" else ()
     fixed = (*header.directive.sent(slots, bench.strategy.downlink(slots)), *beside)
-    parts = bench.strategy.residual_manifest(slots, header.envelope.manifest[len(fixed) :])
+    parts = bench.strategy.residual_manifest(slots, header.envelope.carries.told)
     manifest = (*fixed, *parts)
     expect(
         header,
@@ -197,19 +206,22 @@ def _receive(
         config_hash=bench.experiment.hash,
         plan_hash=adapted.plan.hash,
         base_hash=adapted.base_hash,
-        codec=bench.experiment.codec_down.names,
+        codec=packed(bench, header),
         manifest=manifest,
+        told=parts,
+        privacy=bench.claim,
         client=_client(context),
     )
-    with phase("codec"):
-        came = bench.codec_down.decode(body, manifest, bench.common("down", round_number=header.envelope.round_number))
-    names, part_names = ([spec.name for spec in specs] for specs in (beside, parts))
     experiment, round_number = bench.experiment, header.envelope.round_number
+    memory = recall(context.state, before=round_number + (kind == "evaluate"))
+    with phase("codec"):
+        came = arrived(bench, header, body, manifest, memory)
+    names, part_names = ([spec.name for spec in specs] for specs in (beside, parts))
     turn = Turn(
         slots=slots,
         received=_laid_over(bench, header, came.without([*names, *part_names])),
         beside=came.select(names),
-        memory=own(recall(context.state, before=round_number + (kind == "evaluate"))),
+        memory=own(without_held(memory)),
         round_number=round_number,
         num_clients=bench.shares.num_clients,
         learning_rate=learning_rate(experiment.train, round_number, experiment.rounds.num_rounds),
@@ -246,22 +258,24 @@ def _encoded(bench: Workbench, header: Broadcast, delta: Tensors, errors: Tensor
 
 
 def _answer(message: Message, context: Context, node: Node, work: Callable[[], RecordDict]) -> Message:
-    """Do the work; whatever goes wrong becomes one named error that the server counts, never a lost reply."""
+    """Do the work; whatever goes wrong becomes one coded error that the server counts, never a lost reply."""
     try:
+        if (gate := node.gate(context)) is not None:
+            gate.require(node.experiment(context), message)
         signer, reply = node.signer(context), work()
         return Message(reply if signer is None else signer.signed(reply), reply_to=message)
     except Exception as error:  # noqa: BLE001 - the boundary: an unexpected error is a failure of this client alone
-        _LOG.warning("client %s gave up", _client(context), exc_info=error)
-        reason = _UNTOLD if _keeps_silent(node, context) else f"{type(error).__name__}: {error}"
-        return Message(Error(GAVE_UP, reason), reply_to=message)
+        who = f"client {context.node_config.get('partition-id')}"
+        told = failure(error, _LOG, who=who, words=node.tells, hidden=_keeps_silent(node, context))
+        return Message(told, reply_to=message)
 
 
 def _keeps_silent(node: Node, context: Context) -> bool:
-    """Tell whether an error's words, which may be of private data, stay in this node's log."""
+    """Tell whether even an error's kind, which may depend on private data, stays in this node's log."""
     try:
         return node.experiment(context).privacy is not None
-    except FedpeftError:
-        return False  # no experiment, so no data was read
+    except Exception:  # noqa: BLE001 - no experiment, so no data was read
+        return False
 
 
 def _envelope(bench: Workbench, header: Broadcast, delta: Tensors) -> Envelope:
@@ -271,8 +285,9 @@ def _envelope(bench: Workbench, header: Broadcast, delta: Tensors) -> Envelope:
         config_hash=bench.experiment.hash,
         plan_hash=bench.adapted.plan.hash,
         base_hash=bench.adapted.base_hash,
-        codec=bench.experiment.codec.names,
-        manifest=delta.manifest(),
+        codec=bench.experiment.codec.words,
+        carries=Carried.of(delta.manifest()),
+        privacy=bench.claim,
         fence=header.envelope.fence,
         answers=header.envelope.payload,
     )

@@ -10,6 +10,7 @@ FedpeftError
 ├── TensorMismatchError        two sets of tensors that should agree and do not
 ├── WireError             a message that is not what it claims to be
 │   └── RefusedError      the same, with the code by which it is counted
+├── PinError              what a server asks is not what this node's operator pinned
 └── RunError              a run that failed after it began; exit code 1
 
 A message names the value, the bound, the place and the remedy.
@@ -23,6 +24,7 @@ __all__ = [
     "FedpeftError",
     "InputError",
     "ModelError",
+    "PinError",
     "RefusalCode",
     "RefusedError",
     "ResumeError",
@@ -35,6 +37,7 @@ __all__ = [
 RefusalCode = Literal[
     "late",
     "lost",
+    "declined",
     "gave_up",
     "skipped",
     "size",
@@ -103,12 +106,25 @@ class WireError(FedpeftError, ValueError):
     """A message that is malformed, damaged, or meant for another run."""
 
 
+class BehindError(WireError):
+    """A client does not hold the adapter that the changes it was sent begin at; it is to be sent the whole one."""
+
+
 class RefusedError(WireError):
     """A reply that is not used, with the one word by which such are counted: no sender has a say in it."""
 
     def __init__(self, code: RefusalCode, words: str) -> None:
         super().__init__(words)
         self.code = code
+
+
+class PinError(FedpeftError):
+    """What a server asks is not what this node's operator pinned; no data was read."""
+
+    def __init__(self, pin: str, words: str) -> None:
+        super().__init__(f"pin {pin}: {words}; nothing was read")
+        self.pin = pin
+        """Its name in the manifest: all of this that the server is told."""
 
 
 class RunError(FedpeftError, RuntimeError):

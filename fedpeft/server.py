@@ -95,7 +95,8 @@ def _through(federation: Federation, run: RunDirectory, begun: Checkpoint) -> St
         with federation.fence.held():
             run.append(record)
             if round_number % rounds.checkpoint_every == 0 or round_number == rounds.num_rounds:
-                checkpoints.save(run.checkpoints, checkpoint_of(bench, state, round_number))
+                mark = run.ledger.mark()
+                checkpoints.save(run.checkpoints, checkpoint_of(bench, state, round_number, ledger=mark))
                 if federation.journal is not None:
                     federation.journal.forget(round_number)
         federation.score.add([record])
@@ -195,7 +196,7 @@ def _applied(federation: Federation, before: State, total: Any, tally: Tally, ro
     """Return the state after the round; an aggregate or a residual that is not finite is an error."""
     bench, keeper = federation.bench, federation.guard
     after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, before, total))
-    state = bench.settled(before, after, round_number=round_number)
+    state = bench.settled(before, after, round_number=round_number, clients=tally.answered)
     state = keeper.renewed(state, before, tally, round_number) if keeper else state
     state.adapter.require_finite(where=f"global adapter after round {round_number}")
     bench.residuals(state).require_finite(where=f"residual after round {round_number}")
@@ -249,7 +250,7 @@ def _conclude(federation: Federation, run: RunDirectory, state: State) -> dict[s
     """Write the adapter, the summary and the page."""
     bench = federation.bench
     charged, mechanism = run.ledger, bench.mechanism
-    privacy = mechanism.statement(charged.charged_rounds(mechanism.privacy.unit)) if mechanism else None
+    privacy = mechanism.statement(charged.charged_rounds(mechanism.privacy)) if mechanism else None
     summary = summarise(bench.experiment, run.records(), adapter_digest=state.adapter.digest(), privacy=privacy)
     residuals = bench.residuals(state)
     write_adapter(run.adapter, bench.experiment, bench.adapted, state.adapter, residuals=residuals, summary=summary)

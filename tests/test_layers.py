@@ -18,6 +18,7 @@ LAYERS = (
     ("training", "wire"),
     ("report",),
     ("rounds",),
+    ("pinning",),
     ("client", "server", "trainer"),
     ("canaries",),
     ("engines", "inference"),
@@ -35,6 +36,7 @@ SHARED = ("base", "head", "plan")
 """Modules of a plug-in folder that other folders of the same layer may import."""
 PLUGIN_FOLDERS = ("adapters", "codecs", "models", "data/partitions", "data/sources", "strategies", "tasks")
 HOMES = {
+    "bitsandbytes": ("models",),
     "constriction": ("codecs",),
     "peft": ("adapters",),
     "transformers": ("adapters", "models", "privacy", "tasks"),
@@ -44,9 +46,9 @@ HOMES = {
     "google.protobuf": ("wire",),
     "grpc": ("wire", "trainer"),
     "grpc_health": ("trainer",),
-    "flwr": ("wire", "rounds", "engines", "client", "server", "trainer", "/server", "/client"),
+    "flwr": ("wire", "rounds", "pinning", "engines", "client", "server", "trainer", "/server", "/client"),
     "typer": ("cli_options", "cli", "cli_deploy", "cli_files", "cli_operations", "cli_privacy", "cli_trainer"),
-    "cryptography": ("deploy", "wire"),
+    "cryptography": ("deploy", "pinning", "privacy", "wire"),
     "packaging": ("deploy",),
     "prometheus_client": ("report",),
     "yaml": ("deploy",),

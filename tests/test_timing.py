@@ -70,12 +70,14 @@ def test_without_a_clock_nothing_is_counted_and_nothing_made(at: list[float]) ->
         assert current() is None
 
 
-def test_what_another_process_counted_is_added(at: list[float]) -> None:
+def test_what_another_process_counted_is_kept_apart(at: list[float]) -> None:
     clock = Clock()
     clock.count(5)
     clock.add({"load": 1.0, "data": 2.0}, 7)
     clock.add({"load": 1.0}, 0)
-    assert clock.take() == ({"load": 2.0, "data": 2.0}, 12)
+    assert clock.take() == ({}, 12)
+    assert clock.take_others() == {"load": 2.0, "data": 2.0}
+    assert clock.take_others() == {}
 
 
 def test_a_device_is_waited_for_wherever_a_phase_begins_or_ends(at: list[float]) -> None:

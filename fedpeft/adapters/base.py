@@ -165,6 +165,10 @@ class Adapter(ABC):
     def gradients(self) -> GradientSupport:
         """Return how gradients of single examples are had; the conformance suite holds it against a loop."""
 
+    def beside_quantized(self) -> str:
+        """Return why the method cannot be put beside frozen weights of 4 or 8 bits; empty where it can."""
+        return "it computes with the frozen weights, or trains some of them"
+
     @abstractmethod
     def attach(self, model: nn.Module, plan: Plan) -> Attached:
         """Freeze the model, put the adapter in as planned, in place. Equal plans give equal bits everywhere."""

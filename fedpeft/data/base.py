@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from datasets import Dataset
-from flwr_datasets.partitioner import Partitioner
 
 from fedpeft.errors import DataError
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 __all__ = ["Drawn", "OwnSource", "Partition", "Source", "Splits", "VirtualPartition"]
 
@@ -67,7 +69,7 @@ class Partition(ABC):
         return None
 
     @abstractmethod
-    def partitioner(self, train: Dataset, *, seed: int) -> Partitioner:
+    def partitioner(self, train: Dataset, *, seed: int) -> "Partitioner":
         """Return flwr-datasets' partitioner for these examples, not yet given the data.
 
         It is given the examples shuffled, with those of their columns that hold single values (no images).
@@ -102,7 +104,7 @@ class VirtualPartition(Partition):
         """
 
     @final
-    def partitioner(self, train: Dataset, *, seed: int) -> Partitioner:
+    def partitioner(self, train: Dataset, *, seed: int) -> "Partitioner":
         """Refuse.
 
         Raises:

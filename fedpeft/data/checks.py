@@ -4,11 +4,14 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from typing import TYPE_CHECKING
 
 from datasets import Dataset
-from flwr_datasets.partitioner import Partitioner
 
 from fedpeft.errors import DataError
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 __all__ = ["quiet", "rehearse", "require_column", "require_enough"]
 
@@ -41,7 +44,7 @@ def require_enough(train: Dataset, num_clients: int, *, min_examples: int = 1) -
         )
 
 
-def rehearse(partitioner: Partitioner, train: Dataset, *, refusal: str) -> None:
+def rehearse(partitioner: "Partitioner", train: Dataset, *, refusal: str) -> None:
     """Let a partitioner deal once, for flwr-datasets finds out only then whether it can.
 
     Args:

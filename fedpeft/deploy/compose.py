@@ -16,6 +16,8 @@ from fedpeft.deploy.topology import (
     CLIENT,
     EXECUTOR,
     NODE,
+    OPERATOR,
+    PINS,
     SERVER,
     SUPERLINK,
     TRAINER,
@@ -26,6 +28,7 @@ from fedpeft.deploy.topology import (
     server_commands,
     server_environment,
 )
+from fedpeft.pinning.signed import SUFFIX
 from fedpeft.wire.signature import PUBLIC
 
 __all__ = ["FLEET_PORT", "client_file", "repository_file", "server_file", "site", "whole_file"]
@@ -33,13 +36,7 @@ __all__ = ["FLEET_PORT", "client_file", "repository_file", "server_file", "site"
 FLEET_PORT, RUNTIME_PORT, NODE_PORT = 9092, 8000, 9094
 REGISTER = "register"
 _SOCKETS = "/run/fedpeft"
-_HEALTHCHECK = {
-    "test": ["CMD", "python", "-c", f"import socket; socket.create_connection(('127.0.0.1', {FLEET_PORT}), 3)"],
-    "interval": "10s",
-    "timeout": "5s",
-    "retries": 6,
-    "start_period": "20s",
-}
+_TRAINER_READY = f"from fedpeft.trainer.health import require_ready; require_ready('unix://{_SOCKETS}/trainer.sock')"
 _BUILD = {
     "fedpeft-server": {"context": ".", "dockerfile": "server/Dockerfile"},
     "fedpeft-client": {"context": ".", "dockerfile": "client/Dockerfile"},
@@ -116,7 +113,7 @@ def _server(num_clients: int) -> dict[str, Service]:
             mem_limit="4g",
             ports=[f"{FLEET_PORT}:{FLEET_PORT}"],
             volumes=["state:/app/state"],
-            healthcheck=_HEALTHCHECK,
+            healthcheck=_healthcheck(_listens(FLEET_PORT)),
         ),
         REGISTER: _service(
             "fedpeft-server",
@@ -143,7 +140,7 @@ def _server(num_clients: int) -> dict[str, Service]:
 def _client(client: int, num_clients: int, *, server: str, beside_server: bool) -> dict[str, Service]:
     commands, name = client_commands(site(server), client, num_clients), NODE.format(client)
     trainer, executor, socket = TRAINER.format(client), CLIENT.format(client), f"socket-{client}:{_SOCKETS}"
-    waits = {REGISTER: {"condition": "service_completed_successfully"}}
+    waits, pins = {REGISTER: {"condition": "service_completed_successfully"}}, PINS.format(client)
     return {
         name: _service(
             "fedpeft-client",
@@ -151,15 +148,17 @@ def _client(client: int, num_clients: int, *, server: str, beside_server: bool) 
             ["fleet", f"node-{client}"],
             [CA, f"node-{client}", f"{name}.crt", f"{name}.key", f"superexec-{client}"],
             mem_limit="2g",
+            healthcheck=_healthcheck(_listens(NODE_PORT)),
             **({"depends_on": waits} if beside_server else {}),
         ),
         trainer: _service(
             "fedpeft-client",
             commands[trainer],
             [],
-            [APPLICATION.format(client)],
+            [APPLICATION.format(client), pins, f"{pins}{SUFFIX}", OPERATOR.format(client)],
             network_mode="none",
             mem_limit="8g",
+            healthcheck=_healthcheck(_TRAINER_READY),
             volumes=[
                 socket,
                 f"kept-{client}:/app/state",
@@ -173,9 +172,19 @@ def _client(client: int, num_clients: int, *, server: str, beside_server: bool) 
             [CA, f"superexec-{client}"],
             mem_limit="2g",
             volumes=[socket],
-            depends_on=[name, trainer],
+            depends_on={name: {"condition": "service_healthy"}, trainer: {"condition": "service_healthy"}},
         ),
     }
+
+
+def _listens(port: int) -> str:
+    return f"import socket; socket.create_connection(('127.0.0.1', {port}), 3)"
+
+
+def _healthcheck(code: str) -> dict[str, Any]:
+    """Ask a container's own Python."""
+    test = ["CMD", "python", "-c", code]
+    return {"test": test, "interval": "15s", "timeout": "10s", "retries": 6, "start_period": "30s"}
 
 
 def _service(

@@ -24,6 +24,7 @@ __all__ = [
     "write_authority",
     "write_certificate",
     "write_node_key",
+    "write_operator_key",
     "write_private",
     "write_public",
     "write_secret",
@@ -87,6 +88,15 @@ def write_node_key(private: Path, public: Path) -> None:
     write_private(private, encoded)
     line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     write_public(public, line + b"\n")
+
+
+def write_operator_key(private: Path, publics: Sequence[Path]) -> None:
+    """Write the key that signs what clients take part in, and its public half for each of them."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    write_private(private, _pem(key))
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    for path in publics:
+        write_public(path, public)
 
 
 def write_application_key(private: Path, public: Path) -> None:

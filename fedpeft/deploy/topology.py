@@ -21,6 +21,8 @@ __all__ = [
     "CLIENT",
     "EXECUTOR",
     "NODE",
+    "OPERATOR",
+    "PINS",
     "SERVER",
     "SUPERLINK",
     "TRAINER",
@@ -37,11 +39,15 @@ NODE, TRAINER, CLIENT = "supernode-{}", "trainer-{}", "superexec-client-{}"
 """Names of services; the latter of a client, counted from 1."""
 SERVER, CA = "server", "ca.crt"
 """Names of secrets: what the certificate and the key of the SuperLink begin with, and who signed them."""
+PINS, OPERATOR = "pins-{}.toml", "operator-{}.pub"
+"""Names of what lies beside a client's secrets: what its trainer takes part in, and whose signature that has."""
 
 APPLICATION = "application-{}"
 """Name of the secret by which a client signs its replies; its public half is a file of the server's."""
 
-_OWN = re.compile(r"(?:node|supernode|superexec|application)-(\d+)(?:\.crt|\.key)?")
+_OWN = re.compile(
+    r"(?:node|supernode|superexec|application)-(\d+)(?:\.crt|\.key)?|(?:pins|operator)-(\d+)\.(?:toml|toml\.sig|pub)"
+)
 """Names of secrets that one client alone has."""
 
 Command = tuple[str, ...]
@@ -50,7 +56,7 @@ Command = tuple[str, ...]
 def machine_of(secret: str) -> str:
     """Return whose machine a secret is on: ``server``, or ``client-K``; the authority's certificate is on each."""
     own = _OWN.fullmatch(secret)
-    return f"client-{own[1]}" if own else SERVER
+    return f"client-{own[1] or own[2]}" if own else SERVER
 
 
 @final
@@ -124,8 +130,15 @@ def client_commands(site: Site, client: int, num_clients: int) -> dict[str, Comm
         *_tls(site, name),
         *_isolated(site, str(client)),
     )
-    key = f"--application-key={site.secret(APPLICATION.format(client))}"
-    trainer = ("fedpeft", "trainer", f"--listen={address}", f"--state={site.kept(client)}", key)
+    trainer = (
+        "fedpeft",
+        "trainer",
+        f"--listen={address}",
+        f"--state={site.kept(client)}",
+        f"--application-key={site.secret(APPLICATION.format(client))}",
+        f"--pins={site.secret(PINS.format(client))}",
+        f"--pins-key={site.secret(OPERATOR.format(client))}",
+    )
     return {name: supernode, TRAINER.format(client): trainer, CLIENT.format(client): _executor(site, own, str(client))}
 
 

@@ -16,10 +16,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedpeft import config
 from fedpeft.config import Experiment
+from fedpeft.engines.watchdog import watched
 from fedpeft.errors import ConfigError
 from fedpeft.trainer.forward import forward
+from fedpeft.wire.failure import failure, tells
 
 if TYPE_CHECKING:
+    from fedpeft.pinning.gate import Gate
     from fedpeft.privacy.own import OwnLedger
     from fedpeft.rounds.answered import Answered
     from fedpeft.training.workbench import Workbench
@@ -29,6 +32,7 @@ __all__ = [
     "ANSWERS_KEY",
     "KEYS_VARIABLE",
     "LEDGER_KEYS",
+    "PIN_KEYS",
     "SIGNING_KEY",
     "TRAINER_KEY",
     "flower_client_app",
@@ -48,6 +52,8 @@ ANSWERS_KEY = "answer-state"
 """The same: the folder where its client's answers are kept, so that none is made twice."""
 KEYS_VARIABLE = "FEDPEFT_CLIENT_KEYS"
 """Environment variable of the server's executor: the folder of all clients' public keys; unset, nobody signs."""
+PIN_KEYS = ("pins", "pins-key")
+"""In the config of a node without a trainer: the manifest that its operator pinned, and whose signature that has."""
 
 
 def flower_server_app(folder: Path) -> ServerApp:
@@ -97,14 +103,23 @@ def flower_client_app(folder: Path) -> ClientApp:
     app = ClientApp()
 
     def answer(message: Message, context: Context) -> Message:
-        trainer = context.node_config.get(TRAINER_KEY)
-        if trainer is None:
-            return _own_app(folder)(message, context)
-        return forward(str(trainer), message, context, folder=folder)
+        try:
+            with watched(message):
+                return _answered(folder, message, context)
+        except Exception as error:  # noqa: BLE001 - the boundary: Flower would tell the server its words
+            return Message(failure(error, _LOG, who="the app", words=tells()), reply_to=message)
 
     for register in (app.query("join"), app.train(), app.evaluate()):
         register(answer)
     return app
+
+
+def _answered(folder: Path, message: Message, context: Context) -> Message:
+    """Ask the trainer that the node config names, or do what it would do."""
+    trainer = context.node_config.get(TRAINER_KEY)
+    if trainer is None:
+        return _own_app(folder)(message, context)
+    return forward(str(trainer), message, context, folder=folder)
 
 
 @lru_cache(maxsize=1)
@@ -116,14 +131,37 @@ def _own_app(folder: Path) -> ClientApp:
         return _workbench(folder, *_keys(context), plan)
 
     def experiment(context: Context) -> Experiment:
-        return _experiment(folder, context)
+        return _load(folder, *_keys(context), outside=_gate(context) is None)
 
     return client_app(
-        Node(experiment=experiment, workbench=workbench, ledger=_ledger, signer=_signer, answered=_answered)
+        Node(
+            experiment=experiment,
+            workbench=workbench,
+            ledger=_ledger,
+            gate=_gate,
+            tells=tells(),
+            signer=_signer,
+            answered=_kept,
+        )
     )
 
 
-def _answered(context: Context) -> "Answered | None":
+def _gate(context: Context) -> "Gate | None":
+    """Return what this node's config pins."""
+    pins, key = (context.node_config.get(name) for name in PIN_KEYS)
+    if pins is None and key is not None:
+        raise ConfigError("node config: pins-key without pins; name the manifest too")
+    return _opened(str(pins), None if key is None else str(key)) if pins is not None else None
+
+
+@lru_cache(maxsize=1)
+def _opened(pins: str, key: str | None) -> "Gate | None":
+    from fedpeft.pinning.gate import gate_at
+
+    return gate_at(Path(pins), Path(key) if key is not None else None)
+
+
+def _kept(context: Context) -> "Answered | None":
     """Return where the node's config has its client's answers kept.
 
     Raises:
@@ -161,8 +199,10 @@ def _ledger(context: Context, experiment: Experiment) -> "OwnLedger | None":
 
     folder, epsilon, delta = (context.node_config.get(key) for key in LEDGER_KEYS)
     lifetime = Lifetime.of(_number(epsilon), _number(delta), where="node config: lifetime-epsilon, lifetime-delta")
+    if (gate := _gate(context)) is not None:
+        lifetime = gate.lifetime(lifetime)
     if folder is None and lifetime is not None:
-        raise ConfigError("node config: lifetime-epsilon without privacy-state; name the folder of the ledger too")
+        raise ConfigError("node config: a lifetime budget without privacy-state; name the folder of the ledger too")
     if folder is None:
         if experiment.privacy is not None:
             _LOG.warning(
@@ -205,8 +245,8 @@ def _experiment(folder: Path, context: Context) -> Experiment:
     return _load(folder, *_keys(context))
 
 
-def _load(folder: Path, name: str, override: str) -> Experiment:
-    return config.load(folder / name, split_override(override))
+def _load(folder: Path, name: str, override: str, *, outside: bool = True) -> Experiment:
+    return config.load(folder / name, split_override(override), outside=outside)
 
 
 def _keys(context: Context) -> tuple[str, str]:

@@ -178,14 +178,18 @@ class Crew:
         """Hand one message after the other to a worker, until the crew is dismissed."""
         known: deque[int] = deque(maxlen=CACHED_CLIENTS)  # as many as the worker keeps encoded, and these
         try:
+            self._tell(worker, "load")
             worker.ready(self._turn)
+            self._tell(worker, "idle")
             while (order := self._next(known)) is not None:
                 message, client = order
                 if client not in known:
                     known.append(client)
+                self._tell(worker, None)
                 before = self._memories.read(client)
                 done = worker.ask(Order(message=message, client=client, memory=before))
                 self._memories.keep(client, before, done.memory)
+                self._tell(worker, "idle")
                 with self._changed:
                     self._done[message.metadata.message_id] = done
                     self._changed.notify_all()
@@ -193,6 +197,10 @@ class Crew:
             with self._changed:
                 self._failure = self._failure or (error if isinstance(error, FedpeftError | OSError) else _own(error))
                 self._changed.notify_all()
+
+    def _tell(self, worker: _Worker, state: str | None) -> None:
+        if self._clock is not None:
+            self._clock.others.turn(worker.process.pid or 0, state)
 
     def _next(self, known: Collection[int]) -> tuple[Message, int] | None:
         """Wait for a message, to a client whose data the worker has encoded already if there is one."""

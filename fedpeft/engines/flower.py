@@ -11,7 +11,7 @@ from typing import Any
 from fedpeft.config import Experiment
 from fedpeft.engines.bundle import write_bundle
 from fedpeft.engines.operator import Operator, Status
-from fedpeft.engines.start import ready
+from fedpeft.engines.start import ready, settled
 from fedpeft.engines.superlink import started
 from fedpeft.errors import RunError, UnsupportedError
 from fedpeft.report.run_directory import RunDirectory
@@ -39,7 +39,7 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
         InputError: something is wrong with the experiment; nothing has been written.
         RunError: the run failed; its checkpoint stands. What failed, or the log's end if nobody foresaw it.
     """
-    watcher = watcher or Watcher()
+    watcher, experiment = watcher or Watcher(), settled(experiment)
     resources = _resources(experiment)
     run, num_clients, done = begin(experiment, watcher)
     with tempfile.TemporaryDirectory(prefix="fedpeft-", ignore_cleanup_errors=True) as scratch:
@@ -70,8 +70,25 @@ def _resources(experiment: Experiment) -> str:
             f"compute.device = {compute.device!r}: under Flower's simulation Ray hands out the GPUs; use 'cuda'"
         )
     threads = have if isinstance(compute.num_threads, str) else min(compute.num_threads, have)
-    gpus = " client-resources-num-gpus=1.0" if compute.device == "cuda" else ""
-    return f"client-resources-num-cpus={threads}{gpus}"
+    return f"client-resources-num-cpus={threads}{_gpus(experiment)}"
+
+
+def _gpus(experiment: Experiment) -> str:
+    """Return what Ray sets aside of GPUs: it shows a client its own alone, so that ``cuda`` is the right one there."""
+    asked, device = experiment.simulation.gpus_per_client, experiment.compute.device
+    if device == "cpu":
+        if asked is not None:
+            raise UnsupportedError(
+                f"simulation.gpus_per_client = {asked} with compute.device = 'cpu': without effect; set compute.device "
+                "= 'cuda', or leave it out"
+            )
+        return ""
+    if asked is not None and asked > 1 and asked != int(asked):
+        raise UnsupportedError(
+            f"simulation.gpus_per_client = {asked}: Ray hands out a share of one GPU or whole ones; expected at most "
+            "1, or a whole number"
+        )
+    return f" client-resources-num-gpus={1.0 if asked is None else float(asked)}"
 
 
 def begin(experiment: Experiment, watcher: Watcher) -> tuple[RunDirectory, int, int]:

@@ -12,11 +12,11 @@ from fedpeft.engines.crew import Crew
 from fedpeft.engines.local import LocalGrid, LocalNodes, enrolled_context, local_client_app, node_context
 from fedpeft.engines.processes import ended_by_sigterm
 from fedpeft.engines.sizing import num_workers
-from fedpeft.engines.start import ready
+from fedpeft.engines.start import ready, settled
 from fedpeft.report.watch import Watcher
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.server import serve
-from fedpeft.timing import current
+from fedpeft.timing import current, phase
 from fedpeft.training.speed import measure
 
 __all__ = ["InlineGrid", "WorkerGrid", "simulate"]
@@ -99,9 +99,11 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
         InputError: something is wrong with the experiment; nothing has been written.
         RunError: the run failed after it began, or a worker process ended; the last checkpoint stands.
     """
+    experiment = settled(experiment)
     bench, run, resume = ready(experiment)
     if (clock := current()) is not None:
-        clock.speed = measure(bench)
+        with phase("load"):
+            clock.speed = measure(bench)
     workers = num_workers(experiment, num_clients=bench.shares.num_clients)
     memories = MemoryFolder(path=run.clients, checkpoint_every=experiment.rounds.checkpoint_every)
     nodes = LocalNodes(bench.shares.num_clients)

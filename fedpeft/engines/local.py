@@ -121,4 +121,4 @@ def local_client_app(bench: Workbench) -> ClientApp:
             raise WireError("the plan handed out is not the one this process holds")
         return bench
 
-    return client_app(Node(experiment=lambda _: bench.experiment, workbench=workbench))
+    return client_app(Node(experiment=lambda _: bench.experiment, workbench=workbench, tells=True))

@@ -13,11 +13,16 @@ def num_workers(experiment: Experiment, *, num_clients: int) -> int:
     """Return how many processes train side by side: never more than a round's clients; 1 is this process alone.
 
     Raises:
-        UnsupportedError: several are asked for on a GPU.
+        UnsupportedError: several are asked for on a GPU, or shares of GPUs.
     """
     asked, device = experiment.simulation.workers, experiment.compute.device
     rounds = experiment.rounds
     drawn = num_clients if rounds.sampling == "poisson" else rounds.clients_per_round or num_clients
+    if (share := experiment.simulation.gpus_per_client) is not None:
+        raise UnsupportedError(
+            f"simulation.gpus_per_client = {share}: one process trains on compute.device = {device!r}, and shares it "
+            "with no other; leave it out, or use the flower engine"
+        )
     if device != "cpu" and asked not in (1, "auto"):
         raise UnsupportedError(
             f"simulation.workers = {asked} with compute.device = {device!r}: worker processes share a base model in "

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -25,7 +24,7 @@ from fedpeft.data.shares import Shares
 from fedpeft.data.store import read_store, write_store
 from fedpeft.engines.local import enrolled_context, local_client_app
 from fedpeft.rounds.memory import entries, put
-from fedpeft.timing import Clock, phase, running
+from fedpeft.timing import Clock, running
 from fedpeft.training.mapped import map_weights, write_weights
 from fedpeft.training.workbench import Workbench, assemble
 
@@ -85,13 +84,10 @@ def work(connection: Connection, setup: Setup) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=setup.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     clock = Clock() if setup.profiled else None
-    if clock is not None:
-        clock.add({"load": time.process_time()}, 0)  # importing what this process needs
     connection.send(None)
     try:
         connection.recv()
-        with running(clock), phase("load"):
-            bench, plan = _opened(setup)
+        bench, plan = _opened(setup)
     except Exception as error:  # noqa: BLE001 - the boundary: the other process says it
         connection.send(f"{type(error).__name__}: {error}")
         return

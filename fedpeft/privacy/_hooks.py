@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from opacus.grad_sample import GradSampleModule
-from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
 from torch import Tensor, nn
 
 from fedpeft.errors import UnsupportedError
@@ -34,11 +32,19 @@ def hooked(model: nn.Module) -> Iterator[Collected]:
     collected: Collected = {}
     with ExitStack() as stack:
         for name, layer in list(_layers(model)):
-            if type(layer) not in GradSampleModule.GRAD_SAMPLERS:
+            if type(layer) not in _rules():
                 _prepare(name, layer)
                 stack.callback(layer.__dict__.pop, PREPARED, None)
             stack.callback(layer.register_forward_hook(_capture(name, collected)).remove)
         yield collected
+
+
+def _rules() -> dict[type[nn.Module], Any]:
+    """Return Opacus's rules by kind of layer; it takes seconds to import, and no run without privacy waits for it."""
+    from opacus.grad_sample import GradSampleModule
+
+    rules: dict[type[nn.Module], Any] = GradSampleModule.GRAD_SAMPLERS
+    return rules
 
 
 def _layers(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -46,12 +52,14 @@ def _layers(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]
     trains = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
     if trains:
         yield path, module
-    if not trains or type(module) in GradSampleModule.GRAD_SAMPLERS:
+    if not trains or type(module) in _rules():
         for name, child in module.named_children():
             yield from _layers(child, f"{path}.{name}" if path else name)
 
 
 def _prepare(path: str, layer: nn.Module) -> None:
+    from opacus.grad_sample.functorch import prepare_layer
+
     try:
         prepare_layer(layer)
     except NotImplementedError as error:
@@ -78,7 +86,9 @@ def _capture(path: str, collected: Collected) -> Any:
 
 
 def _gather(layer: nn.Module, activations: list[Tensor], backward: Tensor, collected: Collected) -> None:
-    rule = GradSampleModule.GRAD_SAMPLERS.get(type(layer), ft_compute_per_sample_gradient)
+    from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
+
+    rule = _rules().get(type(layer), ft_compute_per_sample_gradient)
     for parameter, gradients in rule(layer, activations, backward).items():
         if parameter.requires_grad:
             before = collected.get(parameter)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal, final, get_args
 
 import numpy as np
-from opacus.accountants import PRVAccountant, RDPAccountant
 
 from fedpeft.errors import ConfigError
 
@@ -121,6 +120,8 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, account
 
 
 def _rdp(history: _History, delta: float) -> float:
+    from opacus.accountants import RDPAccountant  # seconds, which a run without privacy need not wait for
+
     accountant = RDPAccountant()
     accountant.history = [*history]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -139,6 +140,8 @@ def _prv(history: _History, delta: float) -> float:
             f"accountant prv, whose grid would have {points:.1e} points, allowed are {MOST_POINTS:.1e}; add noise, "
             "or use accountant rdp"
         )
+    from opacus.accountants import PRVAccountant  # seconds, which a run without privacy need not wait for
+
     accountant = PRVAccountant()
     accountant.history = [*history]
     with warnings.catch_warnings(), np.errstate(all="ignore"):

@@ -1,7 +1,7 @@
 """Where the time of each round went, and what share of the machine's arithmetic was used.
 
-All processes' seconds are added up and held against as many seconds as they had; what no phase accounts for is idle, or
-Python between the phases.
+Phases, idleness and the rest, which is Python between the phases, add up to the time that passed: of this process and,
+where there are workers, of all of these together.
 """
 
 import time
@@ -17,7 +17,8 @@ from fedpeft.timing import Clock, running
 
 __all__ = ["ProfileWatcher", "profiled"]
 
-_REST = "idle or other"
+_NAMES = {"wait": "idle"}
+_REST = "other"
 
 
 @final
@@ -27,8 +28,7 @@ class ProfileWatcher(Watcher):
     def __init__(self, inner: Watcher, clock: Clock, write: Callable[[str], None]) -> None:
         self._inner, self._clock, self._write = inner, clock, write
         self._mark = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-        self._capacity = 0.0
+        self._all: dict[str, dict[str, float]] = {}
         self._elements = 0
 
     def started(self, experiment: Experiment, **figures: Any) -> None:
@@ -42,26 +42,27 @@ class ProfileWatcher(Watcher):
     def round_finished(self, record: RoundRecord) -> None:
         """Hand on, then tell of the time since the last round, or since the start."""
         self._inner.round_finished(record)
-        seconds, elements = self._clock.take()
-        now = time.perf_counter()
-        capacity, self._mark = max(1, record.worker_processes) * (now - self._mark), now
-        seconds = _with_rest(seconds, capacity)
-        self._write(f"  profile of round {record.round}: {_words(seconds, capacity)}")
-        if record.clients:
-            self._capacity += capacity
-            self._elements += elements
+        accounts, elements = self._accounts()
+        for who, seconds in accounts.items():
+            self._write(f"  profile of round {record.round}{who and ', '}{who}: {_words(seconds)}")
+        if not record.clients:
+            return
+        self._elements += elements
+        for who, seconds in accounts.items():
+            kept = self._all.setdefault(who, {})
             for name, value in seconds.items():
-                self._seconds[name] = self._seconds.get(name, 0.0) + value
+                kept[name] = kept.get(name, 0.0) + value
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         """Hand on, then tell of all rounds together, and of the arithmetic."""
         self._inner.finished(summary)
-        if not self._capacity:
-            return
-        self._write(f"profile, all rounds of training, {as_seconds(self._capacity)} of processes:")
-        for name, value in sorted(self._seconds.items(), key=lambda item: -item[1]):
-            self._write(f"  {name:<18}{value:>10.2f} s{value / self._capacity:>8.1%}")
-        if (speed := self._clock.speed) is not None and (busy := self._seconds.get("forward-backward")):
+        for who, seconds in self._all.items():
+            whole = sum(seconds.values())
+            self._write(f"profile, all rounds of training{who and ', '}{who}, {as_seconds(whole)}:")
+            for name, value in sorted(seconds.items(), key=lambda item: -item[1]):
+                self._write(f"  {name:<18}{value:>10.2f} s{value / whole:>8.1%}")
+        busy = sum(seconds.get("forward-backward", 0.0) for seconds in self._all.values())
+        if (speed := self._clock.speed) is not None and busy:
             rate = speed.flops_per_element * self._elements / busy
             self._write(
                 f"  forward and backward at {rate / 1e9:.1f} GFLOP/s a process, {rate / speed.peak:.0%} of the "
@@ -71,6 +72,14 @@ class ProfileWatcher(Watcher):
     def close(self) -> None:
         """Hand on."""
         self._inner.close()
+
+    def _accounts(self) -> tuple[dict[str, dict[str, float]], int]:
+        """Return where the time since the last call went, of this process and of the workers, and the elements."""
+        (own, elements), theirs = self._clock.take(), self._clock.take_others()
+        passed, self._mark = time.perf_counter() - self._mark, time.perf_counter()
+        if not (workers := self._clock.others.num_watched):
+            return {"": _with_rest(own, passed)}, elements
+        return {"server": _with_rest(own, passed), f"{workers} workers": _with_rest(theirs, workers * passed)}, elements
 
 
 @contextmanager
@@ -86,12 +95,13 @@ def profiled(watcher: Watcher, experiment: Experiment, write: Callable[[str], No
         yield ProfileWatcher(watcher, clock, write)
 
 
-def _with_rest(seconds: Mapping[str, float], capacity: float) -> dict[str, float]:
-    """Leave out the server's waiting, when workers work, and add what nothing accounts for."""
-    spent = {name: value for name, value in seconds.items() if name != "wait"}
-    return {**spent, _REST: max(0.0, capacity - sum(spent.values()))}
+def _with_rest(seconds: Mapping[str, float], passed: float) -> dict[str, float]:
+    """Add what nothing accounts for."""
+    spent = {_NAMES.get(name, name): value for name, value in seconds.items()}
+    return {**spent, _REST: max(0.0, passed - sum(spent.values()))}
 
 
-def _words(seconds: Mapping[str, float], capacity: float) -> str:
+def _words(seconds: Mapping[str, float]) -> str:
+    whole = sum(seconds.values()) or 1.0
     largest = sorted(seconds.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {value:.2f} s ({value / capacity:.0%})" for name, value in largest)
+    return ", ".join(f"{name} {value:.2f} s ({value / whole:.0%})" for name, value in largest)

@@ -25,6 +25,7 @@ def summarise(
         "config_hash": experiment.hash,
         "seed": experiment.seed,
         "strategy": experiment.strategy.table(),
+        "precision": experiment.compute.precision,
         "versions": versions(),
         "num_rounds": max((record.round for record in records), default=0),
         **_metrics([record for record in records if record.metrics]),

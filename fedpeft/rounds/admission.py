@@ -131,7 +131,7 @@ class Admission:
         )
         if (asked.kind, asked.client) in self._taken:
             raise RefusedError("duplicate", f"{header}: a second one in round {self.round_number}")
-        expect_packed(header, codec=bench.experiment.codec.names, manifest=manifest)
+        expect_packed(header, codec=bench.experiment.codec.words, manifest=manifest, privacy=bench.claim)
 
     def _manifest(self, asked: Asked) -> tuple[Spec, ...]:
         """Return what this client was told to train, and so must send, and what goes beside it."""

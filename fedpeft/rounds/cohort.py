@@ -17,7 +17,7 @@ def cohort_of(bench: Workbench, num_clients: int, round_number: int) -> tuple[in
         seed=seed,
         round_number=round_number,
         sampling=rounds.sampling,
-        generator=source(privacy, seed, "cohort", round_number) if privacy else None,
+        randomness=source(privacy, seed, "cohort", round_number) if privacy else None,
     )
 
 

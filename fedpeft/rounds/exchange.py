@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from typing import Literal, final
 
 from flwr.app import Message, RecordDict
@@ -16,35 +15,27 @@ from fedpeft.errors import RefusalCode, RefusedError
 from fedpeft.report.record import Failure
 from fedpeft.rounds.admission import Admission, Asked
 from fedpeft.rounds.collect import in_order
+from fedpeft.rounds.downlink import Downlink
 from fedpeft.rounds.journal import Page
 from fedpeft.rounds.roster import job_name
 from fedpeft.strategies.base import ClientUpdate, Directive, State
-from fedpeft.strategies.ranks import sliced
-from fedpeft.tensors import Spec, Tensors
-from fedpeft.timing import timed
 from fedpeft.training.workbench import Workbench
-from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Update
+from fedpeft.wire.message import Broadcast, Carried, Envelope, Evaluated, Update
 from fedpeft.wire.payload import pack, size
-from fedpeft.wire.record import DAMAGED, GAVE_UP
+from fedpeft.wire.record import BEHIND, DAMAGED, DECLINED, GAVE_UP
 from fedpeft.wire.signature import Keys
 
 __all__ = ["Exchange", "Reply"]
 
 _LEAST_TTL_SECONDS = 1.0
 """Flower wants some."""
-_CODES: dict[int, RefusalCode] = {GAVE_UP: "gave_up", DAMAGED: "structure"}
+_CODES: dict[int, RefusalCode] = {
+    GAVE_UP: "gave_up",
+    DECLINED: "declined",
+    BEHIND: "gave_up",
+    DAMAGED: "structure",
+}
 """Of Flower's error codes; all others mean that the reply was lost."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Sent:
-    """What all clients that hold as many ranks are sent."""
-
-    manifest: tuple[Spec, ...]
-    body: bytes
-    digest: bytes
-    """The body's sha256."""
 
 
 @final
@@ -118,20 +109,25 @@ class Exchange:
         again: set[int] = set()
         began, longest = time.monotonic(), math.inf if self.workers else rounds.deadline_seconds or math.inf
 
-        def asking_for(client: int) -> Message:
-            asked, content, floats = self._question(kind, client)
-            sent[client] = (asked, size(content), floats)
+        def asking_for(client: int, *, whole: bool = False) -> Message:
+            asked, content, floats = self._question(kind, client, whole=whole)
+            before = sent[client][1] if client in sent else 0
+            sent[client] = (asked, before + size(content), floats)
             left = max(_LEAST_TTL_SECONDS, longest - (time.monotonic() - began))
             group, ttl = str(self.round_number), min(rounds.timeout_seconds, left)
             return self.grid.create_message(content, kind, self.nodes[client], group, ttl)
 
         def arrived(client: int, message: Message) -> Message | None:
-            """Ask once more where somebody else may have answered in this client's name; with privacy it would cost."""
-            forged = self._first_look(sent[client][0], message) == "signature"
-            if not forged or client in again or self.bench.mechanism is not None:
+            """Ask once more where somebody else may have answered in this client's name; with privacy it would cost.
+
+            Or, with the whole adapter, where it does not hold what the changes begin at: it has not touched its data.
+            """
+            behind = self._is_behind(message)
+            forged = self._first_look(sent[client][0], message) == "signature" and self.bench.mechanism is None
+            if not (forged or behind) or client in again:
                 return None
             again.add(client)
-            return asking_for(client)
+            return asking_for(client, whole=behind)
 
         window, timeout = max(rounds.window, 2 * self.workers), math.inf if self.workers else rounds.timeout_seconds
         outgoing = ((client, asking_for(client)) for client in cohort if client not in kept)
@@ -142,22 +138,27 @@ class Exchange:
             else:
                 yield self._take(next(coming)[1], *sent.pop(client))
 
-    def _question(self, kind: Literal["train", "evaluate"], client: int) -> tuple[Asked, RecordDict, int]:
-        """Return what one client is asked, the same as it is sent, and the number of scalars in it."""
+    def _is_behind(self, message: Message) -> bool:
+        """Tell whether a client refused because it does not hold what the changes begin at."""
+        return self.bench.sends_changes and message.has_error() and message.error.code == BEHIND
+
+    def _question(
+        self, kind: Literal["train", "evaluate"], client: int, *, whole: bool = False
+    ) -> tuple[Asked, RecordDict, int]:
+        """Return what one client is asked, the same as it is sent, and the number of scalars it tells of."""
         directive = self._directive(client)
-        whose = (kind, directive.rank)
-        if whose not in self._bodies:
-            self._bodies[whose] = self._body(kind, directive)
-        sending = self._bodies[whose]
-        envelope = self._envelope(sending.manifest)
-        content = pack(Broadcast(envelope=envelope, client=client, kind=kind, directive=directive), sending.body)
-        asked = Asked(client=client, kind=kind, directive=directive, answers=sending.digest)
-        return asked, content, envelope.num_elements
+        parcel = self._downlinks[kind].parcel(client, directive, whole=whole)
+        envelope = self._envelope(parcel.codec, parcel.carries)
+        header = Broadcast(envelope=envelope, client=client, kind=kind, directive=directive, changes=parcel.changes)
+        asked = Asked(client=client, kind=kind, directive=directive, answers=parcel.digest)
+        return asked, pack(header, parcel.body), parcel.carries.num_elements
 
     @cached_property
-    def _bodies(self) -> dict[tuple[str, int | None], _Sent]:
-        """What is sent, encoded once for all that hold as many ranks."""
-        return {}
+    def _downlinks(self) -> dict[str, Downlink]:
+        """What is sent, by the kind of question, made once for all that are sent the same."""
+        kinds: tuple[Literal["train", "evaluate"], ...] = ("train", "evaluate")
+        bench, state, number = self.bench, self.state, self.round_number
+        return {kind: Downlink(bench=bench, state=state, round_number=number, kind=kind) for kind in kinds}
 
     def _first_look(self, asked: Asked, message: Message) -> RefusalCode | None:
         """Say what is wrong with a reply by its header, or put it on the disk; what else it is shows at its turn."""
@@ -202,7 +203,7 @@ class Exchange:
             bytes_down=bytes_down,
             bytes_up=size(content),
             floats_down=floats_down,
-            floats_up=header.envelope.num_elements,
+            floats_up=header.envelope.carries.num_elements,
             bits_up=self._entropy_bits(asked.client, update) if update is not None else None,
             update=update,
             header=header,
@@ -242,35 +243,19 @@ class Exchange:
         slots = self.bench.adapted.attached.slots
         return self.bench.strategy.directive(slots, self.state, round_number=self.round_number, client=client)
 
-    @timed("codec")
-    def _body(self, kind: Literal["train", "evaluate"], directive: Directive) -> _Sent:
-        """Return what all clients that hold as many ranks are sent, encoded once."""
-        sending = self._sending(kind, directive)
-        body = self.bench.codec_down.encode(sending, self._common("down"))
-        return _Sent(manifest=sending.manifest(), body=body, digest=sha256(body).digest())
-
-    def _sending(self, kind: Literal["train", "evaluate"], directive: Directive) -> Tensors:
-        """Return the adapter, for training what the strategy sends beside it, and what rebuilds a residual."""
-        slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
-        whole = (self.state.exact or self.state.adapter).select(spec.name for spec in strategy.downlink(slots))
-        sending = sliced(whole, slots, rank=directive.rank)
-        if kind == "train":
-            beside = strategy.broadcast(slots, self.state)
-            sending = sending.joined(beside.require(strategy.beside(slots).down, where="sent beside the adapter"))
-        return sending.joined(strategy.residual_parts(slots, self.state))
-
     def _common(self, direction: Literal["up", "down"], client: int | None = None) -> Common:
         return self.bench.common(direction, round_number=self.round_number, client=client)
 
-    def _envelope(self, manifest: tuple[Spec, ...]) -> Envelope:
+    def _envelope(self, codec: tuple[str, ...], carries: Carried) -> Envelope:
         return Envelope(
             job=job_name(self.bench),
             round_number=self.round_number,
             config_hash=self.bench.experiment.hash,
             plan_hash=self.bench.adapted.plan.hash,
             base_hash=self.bench.adapted.base_hash,
-            codec=self.bench.experiment.codec_down.names,
-            manifest=manifest,
+            codec=codec,
+            carries=carries,
+            privacy=self.bench.claim,
             fence=self.fence,
             run=self.run,
         )

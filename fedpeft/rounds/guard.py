@@ -10,11 +10,11 @@ import torch
 from fedpeft.privacy.ledger import Charge, Ledger
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.per_client import clipped, length
-from fedpeft.privacy.randomness import gaussian, source
+from fedpeft.privacy.randomness import Randomness, gaussian, source
 from fedpeft.rounds.journal import inputs_of
 from fedpeft.rounds.tally import Tally
 from fedpeft.strategies.base import ClientUpdate, State, WeightedSum
-from fedpeft.tensors import Spec, Tensors
+from fedpeft.tensors import Tensors
 from fedpeft.timing import timed
 from fedpeft.training.workbench import Workbench
 
@@ -57,7 +57,7 @@ class Guard:
         if privacy.unit == "example" and privacy.noise == "secure":
             clients = tuple(client for client in cohort if client not in kept)
             if cohort and not clients:
-                return self.mechanism.spent(self.ledger.charged_rounds(privacy.unit))
+                return self.mechanism.spent(self.ledger.charged_rounds(privacy))
         charge = Charge(round=round_number, clients=clients, inputs=inputs_of(state))
         return self.mechanism.spent(self.ledger.charge(charge, self.mechanism))
 
@@ -68,10 +68,12 @@ class Guard:
             return update
         return replace(update, delta=clipped(update.delta, self.clip(state)), num_examples=1)
 
+    @timed("privacy")
     def within(self, update: ClientUpdate, state: State) -> bool:
         """Tell whether an update is within the clip, where that is counted."""
         return self.mechanism.bit_noise is not None and length(update.delta) <= self.clip(state)
 
+    @timed("privacy")
     def renewed(self, after: State, before: State, tally: Tally, round_number: int) -> State:
         """Return the state with the clip of the next round, where it follows the updates.
 
@@ -80,9 +82,8 @@ class Guard:
         adaptive, deviation = self.mechanism.privacy.adaptive, self.mechanism.bit_noise
         if adaptive is None or deviation is None:
             return after
-        generator = self._source("clip", round_number, inputs_of(before), tally.num_within, tally.num_updates)
-        secure, spec = self.mechanism.privacy.noise == "secure", Spec(name=_CLIP, shape=(1,), dtype="float32")
-        noise = float(gaussian([spec], deviation * self.mechanism.noise_scale, generator, secure=secure)[_CLIP])
+        randomness = self._source("clip", round_number, inputs_of(before), tally.num_within, tally.num_updates)
+        noise = float(randomness.gaussian((1,), deviation * self.mechanism.noise_scale))
         share = (tally.num_within - tally.num_updates / 2 + noise) / self.mechanism.divisor + 0.5
         clip = self.clip(before) * math.exp(-adaptive.learning_rate * (share - adaptive.quantile))
         return replace(after, clip=Tensors({_CLIP: torch.tensor([clip], dtype=torch.float64)}))
@@ -98,19 +99,16 @@ class Guard:
             return total
         if not self.central:
             return replace(total, weight=self.mechanism.divisor)
-        slots, strategy, privacy = self.bench.adapted.attached.slots, self.bench.strategy, self.mechanism.privacy
+        slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
         asked = strategy.directive(slots, state, round_number=round_number, client=0)
-        generator, secure = (
-            self._source("server", round_number, inputs_of(state), _sum(total)),
-            privacy.noise == "secure",
-        )
+        randomness = self._source("server", round_number, inputs_of(state), _sum(total))
         deviation = self.mechanism.std_at(self.clip(state))
-        noise = gaussian(asked.select(slots, strategy.uplink(slots)), deviation, generator, secure=secure)
+        noise = gaussian(asked.select(slots, strategy.uplink(slots)), deviation, randomness)
         update = strategy.prepare(slots, state, ClientUpdate(client=0, delta=noise, num_examples=1, directive=asked))
         summed: WeightedSum = strategy.accumulate(total, update)
         return replace(summed, weight=self.mechanism.divisor)
 
-    def _source(self, *purpose: str | int) -> torch.Generator:
+    def _source(self, *purpose: str | int) -> Randomness:
         return source(self.mechanism.privacy, self.bench.experiment.seed, *purpose)
 
 

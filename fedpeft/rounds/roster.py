@@ -111,7 +111,7 @@ def _join(bench: Workbench, fence: int = 0) -> Join:
             config_hash=bench.experiment.hash,
             plan_hash=bench.adapted.plan.hash,
             base_hash=bench.adapted.base_hash,
-            codec=bench.experiment.codec.names,
+            codec=bench.experiment.codec.words,
             fence=fence,
         )
     )

@@ -7,11 +7,13 @@ whoever drops out above that number leaves enough (``privacy.mechanism``).
 from fedpeft.privacy.per_client import clipped
 from fedpeft.privacy.randomness import gaussian, source
 from fedpeft.tensors import Tensors
+from fedpeft.timing import timed
 from fedpeft.training.workbench import Workbench
 
 __all__ = ["hidden"]
 
 
+@timed("privacy")
 def hidden(bench: Workbench, delta: Tensors, *, client: int, round_number: int) -> Tensors:
     """Return what the client may send: the change itself, or with its share of the noise where that is asked for.
 
@@ -20,6 +22,6 @@ def hidden(bench: Workbench, delta: Tensors, *, client: int, round_number: int) 
     mechanism = bench.mechanism
     if mechanism is None or mechanism.shares is None:
         return delta
-    cut, privacy = clipped(delta, mechanism.privacy.clip), mechanism.privacy
-    generator = source(privacy, bench.experiment.seed, "share", client, round_number, cut.digest())
-    return cut + gaussian(cut.manifest(), mechanism.share_std, generator, secure=privacy.noise == "secure")
+    cut = clipped(delta, mechanism.privacy.clip)
+    randomness = source(mechanism.privacy, bench.experiment.seed, "share", client, round_number, cut.digest())
+    return cut + gaussian(cut.manifest(), mechanism.share_std, randomness)

@@ -1,18 +1,17 @@
 """Local training with example-level privacy: DP-SGD over the adapter, in any optimizer.
 
 Abadi et al. (2016), arXiv 1607.00133, with Poisson batches. Each step: draw examples, take each one's own gradient the
-way the adapter declares, cut it over all trained tensors together, add up, add noise (Opacus's optimizer does these
-three), divide by the constant batch size. What is added after that costs nothing: penalties of the parameters alone,
+way the adapter declares, cut it over all trained tensors together and add up (Opacus's optimizer does both), add noise,
+divide by the constant batch size. What is added after that costs nothing: penalties of the parameters alone,
 momentum, Adam's moments, weight decay. A gradient that is not finite counts as none. Ranks that do not train have
 neither gradient nor noise. No loss is measured: nothing but the noised parameters leaves this function.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from fedpeft import seeds
@@ -21,10 +20,14 @@ from fedpeft.config import Train
 from fedpeft.errors import RunError, UnsupportedError
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.per_sample import Batch, Gradients, Losses, way
+from fedpeft.privacy.randomness import Randomness
 from fedpeft.tasks.base import Examples, Task
 from fedpeft.timing import phase, timed
 from fedpeft.training.loop import Outcome, autocast, counted, to_device
 from fedpeft.training.optimizers import make_optimizer
+
+if TYPE_CHECKING:
+    from opacus.optimizers import DPOptimizer
 
 __all__ = ["Private", "train_privately"]
 
@@ -39,7 +42,7 @@ class Private:
 
     mechanism: Mechanism
     support: GradientSupport
-    noise: torch.Generator
+    noise: Randomness
     """Of this turn alone: who is in a batch, and the noise."""
     active: Mapping[str, Tensor]
     """Trained parameter -> mask that broadcasts to its shape, where only a part of it trains."""
@@ -100,7 +103,9 @@ def _losses(task: Task, precision: str) -> Losses:
     return losses
 
 
-def _optimizer(train: Train, parameters: Mapping[str, nn.Parameter], rate: float, private: Private) -> DPOptimizer:
+def _optimizer(train: Train, parameters: Mapping[str, nn.Parameter], rate: float, private: Private) -> "DPOptimizer":
+    from opacus.optimizers import DPOptimizer  # seconds, which a run without privacy need not wait for
+
     privacy = private.mechanism.privacy
     return DPOptimizer(
         make_optimizer(train, parameters.values(), rate),
@@ -108,8 +113,6 @@ def _optimizer(train: Train, parameters: Mapping[str, nn.Parameter], rate: float
         max_grad_norm=privacy.clip,
         expected_batch_size=None,
         loss_reduction="sum",
-        generator=private.noise,
-        secure_mode=privacy.noise == "secure",
     )
 
 
@@ -118,7 +121,7 @@ def _batches(examples: Examples, most: int, private: Private) -> Iterator[list[A
 
     What a gradient is made of is bounded in memory; who is drawn is not.
     """
-    drawn = torch.rand(len(examples), generator=private.noise, dtype=torch.float64) < private.mechanism.sample_rate
+    drawn = private.noise.uniform(len(examples)) < private.mechanism.sample_rate
     places = drawn.nonzero().flatten().tolist()
     for start in range(0, max(1, len(places)), most):
         yield [examples[place] for place in places[start : start + most]]
@@ -156,14 +159,14 @@ def _hand_over(gradients: Gradients, parameters: Mapping[str, nn.Parameter]) -> 
         vars(parameter)["grad_sample"] = gradients[name]
 
 
-def _step(optimizer: DPOptimizer, parameters: Mapping[str, nn.Parameter], penalty: Penalty, private: Private) -> None:
+def _step(optimizer: "DPOptimizer", parameters: Mapping[str, nn.Parameter], penalty: Penalty, private: Private) -> None:
     """Add noise, divide, add what is free, and move."""
     if penalty.per_sample is not None:
         raise UnsupportedError("privacy of examples: the adapter's penalty looks at data; take another adapter")
     with phase("privacy"):
-        optimizer.add_noise()
+        _hide(parameters, private)
     for name, parameter in parameters.items():
-        assert parameter.grad is not None  # noqa: S101 - add_noise has just made it
+        assert parameter.grad is not None  # noqa: S101 - it has just been made
         parameter.grad /= private.mechanism.divisor
         if name in private.active:
             parameter.grad *= private.active[name].to(parameter.grad)
@@ -174,6 +177,14 @@ def _step(optimizer: DPOptimizer, parameters: Mapping[str, nn.Parameter], penalt
     _clear(parameters)
     for parameter in parameters.values():
         vars(parameter)["summed_grad"] = None
+
+
+def _hide(parameters: Mapping[str, nn.Parameter], private: Private) -> None:
+    """Make each gradient of the sum and noise of its own: here, not in Opacus, whose generators can be guessed."""
+    deviation = private.mechanism.noise_multiplier * private.mechanism.privacy.clip
+    for parameter in parameters.values():
+        noise = private.noise.gaussian(tuple(parameter.shape), deviation)
+        parameter.grad = vars(parameter)["summed_grad"].reshape(parameter.shape) + noise.to(parameter)
 
 
 def _clear(parameters: Mapping[str, nn.Parameter]) -> None:

@@ -11,12 +11,27 @@ from google.protobuf.message import DecodeError as DamagedError
 
 from fedpeft.errors import WireError
 
-__all__ = ["DAMAGED", "GAVE_UP", "Content", "DamagedError", "content_of", "damaged", "record_of", "server_message"]
+__all__ = [
+    "BEHIND",
+    "DAMAGED",
+    "DECLINED",
+    "GAVE_UP",
+    "Content",
+    "DamagedError",
+    "content_of",
+    "damaged",
+    "record_of",
+    "server_message",
+]
 
 GAVE_UP = 1000
 """Flower error code of a client that names its reason."""
+DECLINED = 1003
+"""Flower error code of a client whose operator's pins do not allow what was asked."""
 DAMAGED = 1002
 """Flower error code that stands for a reply which could not be put together."""
+BEHIND = 1004
+"""Flower error code of a client that does not hold what it was sent changes of."""
 _HEADER, _BODY, _CHECKSUM, _SIGNATURE = "fedpeft.header", "fedpeft.body", "checksum", "signature"
 _STYPE = "fedpeft.v1"
 _SERVER_NODE = 0

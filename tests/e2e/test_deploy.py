@@ -12,20 +12,24 @@ import pytest
 
 from fedpeft.config import Experiment
 from fedpeft.deploy.identity import make_authority, write_application_key, write_authority, write_node_key
-from fedpeft.deploy.init import Deployment, init
+from fedpeft.deploy.init import Deployment, init, pin
 from fedpeft.deploy.local import Local, up
 from fedpeft.deploy.submit import local_operator, submit
 from fedpeft.engines import inline, operator
 from fedpeft.engines.processes import started_under
 from fedpeft.errors import InputError, RunError
+from fedpeft.pinning.made import pins_of
+from fedpeft.pinning.manifest import to_toml
 from fedpeft.report.watch import Watcher
+from fedpeft.training.workbench import assemble
 from tests.conftest import tiny
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment, Local]]:
-    """Two clients and a server that are up; no process of them may be left."""
+    """Two clients and a server that are up, the clients for one job; no process of them may be left."""
     made = init(tmp_path_factory.mktemp("d") / "f", num_clients=2, host="localhost")
+    pin(made, to_toml(pins_of(assemble(job(tmp_path_factory.mktemp("pins"))))))
     with up(made) as local:
         yield made, local
     assert not started_under("FEDPEFT_DEPLOYMENT", str(made.folder.resolve() / "local"))
@@ -57,6 +61,16 @@ def test_three_rounds_of_lora_fair_with_compeft_are_a_simulations_to_the_bit(
         answered = re.findall(r"answered type=(\S+) run=\d+ client=(\d)", log)
         assert answered == [(kind, str(client - 1)) for kind in ("query.join", *["train"] * 3)]
         assert "Traceback" not in log
+
+
+def test_a_job_that_is_not_pinned_is_refused_without_a_word_of_the_nodes(
+    running: tuple[Deployment, Local], tmp_path: Path
+) -> None:
+    made, local = running
+    with pytest.raises(RunError, match=r"refused the plan: declined: pin rounds\.max_rounds \(id [0-9a-f]{12}\)"):
+        submit(local_operator(made), job(tmp_path / "more", rounds={"num_rounds": 4}), watcher=Watcher())
+    told = {path.stem: "asked 4, at most 3" in path.read_text() for path in local.logs.glob("*.log")}
+    assert {name for name, found in told.items() if found} == {"trainer-1", "trainer-2"}
 
 
 def test_a_client_that_signs_with_a_key_that_the_server_does_not_know_is_not_believed(

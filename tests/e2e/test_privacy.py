@@ -1,6 +1,7 @@
 """Federations with privacy: what they claim, what leaves a client, what is refused, what a second try costs."""
 
 import json
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import fedpeft.client
 import fedpeft.server
 from fedpeft.engines.inline import simulate
-from fedpeft.errors import ConfigError, FedpeftError, InputError, RunError, UnsupportedError
+from fedpeft.errors import ConfigError, FedpeftError, InputError, ResumeError, RunError, UnsupportedError
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.rounds.guard import guard
 from fedpeft.strategies.base import ClientUpdate
@@ -53,7 +54,9 @@ def test_a_run_says_what_it_spent_and_the_ledger_agrees(tmp_path: Path, table: d
     spent = [record.epsilon for record in records[1:]]
     assert spent == sorted(spent)
     assert spent[-1] == said["epsilon"]
-    assert "epsilon" in (run.path / "report.html").read_text()
+    page = unescape((run.path / "report.html").read_text())
+    words = ("unit", "epsilon", "delta", "adjacency", "sampling", "accountant", "trust", "composition", "randomness")
+    assert all(f"{said[name]}" in page for name in words)
     with pytest.raises(InputError, match="holds a privacy ledger"):
         simulate(private(tmp_path / "run", table, output={"if_exists": "overwrite"}))
 
@@ -105,6 +108,15 @@ def test_research_runs_resume_to_the_same_bits_and_are_charged_once(
     assert resumed["adapter_digest"] == whole["adapter_digest"]
     assert resumed["privacy"] == whole["privacy"]
     assert "REPRODUCIBLE" in resumed["privacy"]["randomness"]
+
+
+def test_a_run_whose_ledger_is_gone_does_not_go_on(tmp_path: Path) -> None:
+    simulate(private(tmp_path / "run", CLIENT))
+    run = RunDirectory.open(tmp_path / "run")
+    (run.path / "summary.json").unlink()
+    run.ledger.path.unlink()
+    with pytest.raises(ResumeError, match=r"which had 3 charge\(s\), and 0 are here: what was spent is not known"):
+        simulate(private(tmp_path / "run", CLIENT, output={"if_exists": "resume"}))
 
 
 def test_a_secure_run_that_is_repeated_pays_again_and_ends_where_the_budget_does(

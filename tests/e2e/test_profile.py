@@ -15,7 +15,7 @@ from fedpeft.engines.inline import simulate
 from fedpeft.report.profile import ProfileWatcher, profiled
 from fedpeft.report.record import RoundRecord
 from fedpeft.report.watch import Watcher
-from fedpeft.timing import Clock, Speed
+from fedpeft.timing import Clock, Spans, Speed
 from fedpeft.training.speed import matmul_peak, measure
 from fedpeft.training.workbench import assemble
 from tests.conftest import tiny
@@ -45,35 +45,93 @@ def test_phases_sum_to_the_wall_time_and_change_no_bit(tmp_path: Path) -> None:
     assert {"forward-backward", "optimizer", "data", "codec", "aggregate", "evaluate", "record"} <= set(rounds[1])
     assert 0.7 * wall < sum(sum(each.values()) for each in rounds) <= wall + 0.2
     for each in rounds[1:]:
-        assert sum(each.values()) - each["idle or other"] > 0.6 * sum(each.values())
+        assert sum(each.values()) - each["other"] > 0.6 * sum(each.values())
         assert max(each, key=lambda name: each[name]) == "forward-backward"
     assert re.search(r"GFLOP/s a process, \d+% of the", said[-1])
     assert digest(tmp_path / "run") == digest(tmp_path / "plain")
     assert lines(tmp_path / "run") == lines(tmp_path / "plain")
 
 
-def test_several_processes_have_as_much_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes had 2 x 10 s; the server's waiting for them is none of theirs."""
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock, said = Clock(), []
+class Ticking:
+    """Time that a test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+
+def test_processes_have_accounts_of_their_own_that_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 10 s the server waits 9 and adds up for half of one; one worker works 8 of its 10 s, the other 2 of its 10."""
+    ticking, clock, said = Ticking(monkeypatch), Clock(), []
     clock.speed = Speed(flops_per_element=3e9, peak=4e9)
     watcher = ProfileWatcher(Watcher(), clock, said.append)
-    now[0] = 10.0
-    clock.add({"forward-backward": 12.0, "data": 3.0, "wait": 9.0}, 8)
+    clock.others.turn(1, "load")
+    clock.others.turn(2, None)
+    with clock.phase("wait"):
+        ticking.now = 2.0
+        clock.others.turn(1, None)
+        clock.others.turn(2, "idle")
+        ticking.now = 9.0
+    with clock.phase("aggregate"):
+        ticking.now = 9.5
+    ticking.now = 10.0
+    clock.add({"forward-backward": 6.0, "data": 1.5}, 4)
 
     watcher.round_finished(RoundRecord(round=1, clients=(0,), worker_processes=2))
     watcher.finished({})
 
-    assert (
-        said[0] == "  profile of round 1: forward-backward 12.00 s (60%), idle or other 5.00 s (25%), data 3.00 s (15%)"
-    )
-    assert [line.split() for line in said[2:5]] == [
-        ["forward-backward", "12.00", "s", "60.0%"],
-        ["idle", "or", "other", "5.00", "s", "25.0%"],
-        ["data", "3.00", "s", "15.0%"],
+    assert said[:2] == [
+        "  profile of round 1, server: idle 9.00 s (90%), aggregate 0.50 s (5%), other 0.50 s (5%)",
+        "  profile of round 1, 2 workers: idle 8.00 s (40%), forward-backward 6.00 s (30%), other 2.50 s (12%), "
+        "load 2.00 s (10%), data 1.50 s (8%)",
     ]
-    assert said[5].strip().startswith("forward and backward at 2.0 GFLOP/s a process, 50% of the 4.0")
+    assert said[2] == "profile, all rounds of training, server, 10.0 s:"
+    assert said[6] == "profile, all rounds of training, 2 workers, 20.0 s:"
+    assert [line.split() for line in said[7:9]] == [
+        ["idle", "8.00", "s", "40.0%"],
+        ["forward-backward", "6.00", "s", "30.0%"],
+    ]
+    assert said[-1].strip().startswith("forward and backward at 2.0 GFLOP/s a process, 50% of the 4.0")
+
+
+def test_an_open_span_is_counted_up_to_now_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticking, spans = Ticking(monkeypatch), Spans()
+    spans.turn(7, "idle")
+    ticking.now = 3.0
+    assert spans.take() == {"idle": 3.0}
+    ticking.now = 5.0
+    spans.turn(7, None)
+    ticking.now = 9.0
+    assert spans.take() == {"idle": 2.0}
+    assert spans.take() == {}
+
+
+PRIVATE = {
+    "privacy": {"unit": "example", "sample_rate": 0.2, "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-3},
+    "strategy": {"name": "fedavg", "weighting": "uniform"},
+}
+
+
+def test_two_workers_account_for_their_time_and_the_server_for_its_own_with_privacy(tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = {"train": {"local_steps": 20}, "rounds": {"num_rounds": 2}, "simulation": {"workers": 2}}
+    experiment = tiny(tmp_path / "run", **settings, **PRIVATE)
+    began = time.perf_counter()
+    with profiled(Watcher(), experiment, said.append) as watcher:
+        simulate(experiment, watcher=watcher)
+    wall = time.perf_counter() - began
+
+    rounds = {line.partition(":")[0]: phases(line) for line in said if line.startswith("  profile of round")}
+    servers, workers = (
+        [rounds[f"  profile of round {number}, {who}"] for number in range(3)] for who in ("server", "2 workers")
+    )
+    for server, both in zip(servers, workers, strict=True):
+        assert sum(both.values()) == pytest.approx(2 * sum(server.values()), abs=0.2)
+    assert 0.6 * wall < sum(sum(each.values()) for each in servers) <= wall + 0.2
+    assert workers[0]["load"] + workers[1]["load"] > 1.0
+    assert {"forward-backward", "optimizer", "privacy", "data", "codec", "idle", "other"} <= set(workers[2])
+    assert {"aggregate", "evaluate", "record", "codec", "idle", "other", "privacy"} <= set(servers[1])
+    assert "load" not in {name for name, value in workers[2].items() if value}
 
 
 def test_operations_are_those_of_the_products(tmp_path: Path) -> None:

@@ -5,15 +5,17 @@ balancing of its code. Each draw in which a client falls short of min_examples i
 """
 
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from datasets import Dataset
-from flwr_datasets.partitioner import DirichletPartitioner, Partitioner
 from pydantic import Field
 
 from fedpeft.config.base import Frozen
 from fedpeft.data.base import Partition
 from fedpeft.data.checks import rehearse, require_column, require_enough
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 __all__ = ["Options", "make"]
 
@@ -37,7 +39,7 @@ class Dirichlet(Partition):
 
     options: Options
 
-    def partitioner(self, train: Dataset, *, seed: int) -> Partitioner:
+    def partitioner(self, train: Dataset, *, seed: int) -> "Partitioner":
         """Return the partitioner.
 
         Raises:
@@ -53,7 +55,9 @@ class Dirichlet(Partition):
         rehearse(self._build(seed), train.select_columns(["label"]), refusal=refusal)
         return self._build(seed)
 
-    def _build(self, seed: int) -> Partitioner:
+    def _build(self, seed: int) -> "Partitioner":
+        from flwr_datasets.partitioner import DirichletPartitioner  # slow: it draws pictures too
+
         return DirichletPartitioner(
             num_partitions=self.options.num_clients,
             partition_by="label",

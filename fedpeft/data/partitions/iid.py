@@ -1,15 +1,17 @@
 """Equal shares of the shuffled examples; sizes differ by one at most."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from datasets import Dataset
-from flwr_datasets.partitioner import IidPartitioner, Partitioner
 from pydantic import Field
 
 from fedpeft.config.base import Frozen
 from fedpeft.data.base import Partition
 from fedpeft.data.checks import require_enough
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 __all__ = ["Options", "make"]
 
@@ -29,13 +31,15 @@ class Iid(Partition):
 
     options: Options
 
-    def partitioner(self, train: Dataset, *, seed: int) -> Partitioner:
+    def partitioner(self, train: Dataset, *, seed: int) -> "Partitioner":
         """Return the partitioner; it cuts the order it is given, so the seed is that of the shuffle before it.
 
         Raises:
             DataError: fewer examples than clients.
         """
         require_enough(train, self.options.num_clients)
+        from flwr_datasets.partitioner import IidPartitioner  # slow: it draws pictures too
+
         return IidPartitioner(num_partitions=self.options.num_clients)
 
 

@@ -1,14 +1,16 @@
 """Shares as they are in the world: one client for each distinct value of the data's client column."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from datasets import Dataset
-from flwr_datasets.partitioner import NaturalIdPartitioner, Partitioner
 
 from fedpeft.config.base import Frozen
 from fedpeft.data.base import Partition
 from fedpeft.data.checks import require_column, require_enough
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 __all__ = ["Options", "make"]
 
@@ -25,7 +27,7 @@ class Natural(Partition):
 
     options: Options
 
-    def partitioner(self, train: Dataset, *, seed: int) -> Partitioner:
+    def partitioner(self, train: Dataset, *, seed: int) -> "Partitioner":
         """Return the partitioner; nothing is drawn.
 
         Raises:
@@ -33,6 +35,8 @@ class Natural(Partition):
         """
         require_column(train, "client", partition="natural")
         require_enough(train, num_clients=1)
+        from flwr_datasets.partitioner import NaturalIdPartitioner  # slow: it draws pictures too
+
         return NaturalIdPartitioner(partition_by="client")
 
 

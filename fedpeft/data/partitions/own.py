@@ -1,15 +1,17 @@
 """Nothing is dealt: each client has data of its own, from a source whose clients have."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from datasets import Dataset
-from flwr_datasets.partitioner import Partitioner
 from pydantic import Field
 
 from fedpeft.config.base import Frozen
 from fedpeft.data.base import Partition
 from fedpeft.errors import DataError
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 __all__ = ["Options", "make"]
 
@@ -34,7 +36,7 @@ class Own(Partition):
         """How many clients have data of their own."""
         return self.options.num_clients
 
-    def partitioner(self, train: Dataset, *, seed: int) -> Partitioner:
+    def partitioner(self, train: Dataset, *, seed: int) -> "Partitioner":
         """Refuse.
 
         Raises:

@@ -5,16 +5,18 @@ client has is left out of training; with at least as many clients as labels ther
 """
 
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from datasets import Dataset
-from flwr_datasets.partitioner import Partitioner, PathologicalPartitioner
 from pydantic import Field
 
 from fedpeft.config.base import Frozen
 from fedpeft.data.base import Partition
 from fedpeft.data.checks import rehearse, require_column, require_enough
 from fedpeft.errors import DataError
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 __all__ = ["Options", "make"]
 
@@ -36,7 +38,7 @@ class Pathological(Partition):
 
     options: Options
 
-    def partitioner(self, train: Dataset, *, seed: int) -> Partitioner:
+    def partitioner(self, train: Dataset, *, seed: int) -> "Partitioner":
         """Return the partitioner.
 
         Raises:
@@ -57,7 +59,9 @@ class Pathological(Partition):
         rehearse(self._build(seed), train.select_columns(["label"]), refusal=refusal)
         return self._build(seed)
 
-    def _build(self, seed: int) -> Partitioner:
+    def _build(self, seed: int) -> "Partitioner":
+        from flwr_datasets.partitioner import PathologicalPartitioner  # slow: it draws pictures too
+
         return PathologicalPartitioner(
             num_partitions=self.options.num_clients,
             partition_by="label",

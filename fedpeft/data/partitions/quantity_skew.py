@@ -4,19 +4,19 @@ Labels are mixed as in the whole. Sizes are rounded down, and what is left goes 
 """
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import TYPE_CHECKING, Literal, final
 
 from datasets import Dataset
-from flwr_datasets.partitioner import ExponentialPartitioner, LinearPartitioner, Partitioner, SquarePartitioner
 from pydantic import Field
 
 from fedpeft.config.base import Frozen
 from fedpeft.data.base import Partition
 from fedpeft.data.checks import rehearse, require_enough
 
-__all__ = ["Options", "make"]
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
-_LAWS = {"linear": LinearPartitioner, "square": SquarePartitioner, "exponential": ExponentialPartitioner}
+__all__ = ["Options", "make"]
 
 
 @final
@@ -36,7 +36,7 @@ class QuantitySkew(Partition):
 
     options: Options
 
-    def partitioner(self, train: Dataset, *, seed: int) -> Partitioner:
+    def partitioner(self, train: Dataset, *, seed: int) -> "Partitioner":
         """Return the partitioner; it cuts the order it is given, so the seed is that of the shuffle before it.
 
         Raises:
@@ -51,8 +51,11 @@ class QuantitySkew(Partition):
         rehearse(self._build(), train, refusal=refusal)
         return self._build()
 
-    def _build(self) -> Partitioner:
-        return _LAWS[self.options.law](num_partitions=self.options.num_clients)
+    def _build(self) -> "Partitioner":
+        from flwr_datasets.partitioner import ExponentialPartitioner, LinearPartitioner, SquarePartitioner
+
+        laws = {"linear": LinearPartitioner, "square": SquarePartitioner, "exponential": ExponentialPartitioner}
+        return laws[self.options.law](num_partitions=self.options.num_clients)
 
 
 def make(options: Options) -> Partition:
