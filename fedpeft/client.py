@@ -20,10 +20,10 @@ from fedpeft.pinning.gate import Gate
 from fedpeft.privacy.ledger import Charge
 from fedpeft.privacy.own import OwnLedger
 from fedpeft.rounds.answered import Answered, once
-from fedpeft.rounds.downlink import arrived, kept, packed
+from fedpeft.rounds.downlink import arrived, kept, laid_over, packed
 from fedpeft.rounds.memory import recall, remember
 from fedpeft.strategies.base import Turn
-from fedpeft.strategies.ranks import padded, sliced
+from fedpeft.strategies.ranks import sliced
 from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
 from fedpeft.timing import phase, timed
@@ -217,7 +217,7 @@ def _receive(
     names, part_names = ([spec.name for spec in specs] for specs in (beside, parts))
     turn = Turn(
         slots=slots,
-        received=_laid_over(bench, header, came.without([*names, *part_names])),
+        received=laid_over(bench, header, came.without([*names, *part_names])),
         beside=came.select(names),
         memory=own(without_held(memory)),
         round_number=round_number,
@@ -233,13 +233,6 @@ def place(bench: Workbench, turn: Turn, parts: Tensors) -> Tensors:
     start = bench.strategy.begin(turn)
     bench.adapted.place(start, bench.strategy.residuals(turn.slots, parts))
     return start
-
-
-def _laid_over(bench: Workbench, header: Broadcast, came: Tensors) -> Tensors:
-    """Lay what came over what the plan's seed made; ranks that this client does not hold are zero."""
-    slots, rank = bench.adapted.attached.slots, header.directive.rank
-    start = padded(sliced(bench.adapted.initial, slots, rank=rank), slots, rank=rank)
-    return start.replace(padded(came, slots, rank=rank))
 
 
 def _finish(

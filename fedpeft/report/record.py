@@ -29,7 +29,7 @@ class Failure:
     reason: str
     """One line of at most 500 characters; cut here, since a client may have written it."""
     code: RefusalCode = "refused"
-    """What it is counted under; no client has a say in it."""
+    """What it is counted under: one of few words, whatever a client writes."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", one_line(self.reason)[:500])
