@@ -1,7 +1,8 @@
 """Adapters x strategies x privacy: what docs/compatibility.md accepts trains a round, and what it refuses is refused.
 
-Every pair runs without privacy in test_variants. With it each adapter and each strategy runs in some pair that is
-accepted, the ones least used so far: what privacy asks of the two is asked of each alone.
+Every pair runs without privacy in test_variants. With it each strategy runs in some pair that is accepted, the ones
+least used so far, since what privacy asks of the two is asked of each alone; and so does each adapter with privacy of
+examples, which alone asks anything of it.
 """
 
 from collections import Counter
@@ -22,9 +23,9 @@ ONE_ROUND = {"rounds": {"num_rounds": 1}, "train": {"local_steps": 1}}
 
 
 def covering(mark: str) -> list[tuple[str, str]]:
-    """Return accepted pairs that have every adapter and every strategy of the accepted ones at least once."""
+    """Return accepted pairs that have every strategy at least once, and with privacy of examples every adapter."""
     pairs, used, chosen = accepted(mark), Counter[str](), list[tuple[str, str]]()
-    for place in (1, 0):
+    for place in (1, 0) if mark == "e" else (1,):
         for name in sorted({pair[place] for pair in pairs}):
             if place == 1 or not used[f"a {name}"]:
                 least = min((p for p in pairs if p[place] == name), key=lambda p: (used[f"a {p[0]}"] + used[p[1]], p))
@@ -37,10 +38,10 @@ CASES = [(mark, *pair) for mark in TABLES for pair in covering(mark)]
 
 
 def test_the_pairs_that_run_have_every_adapter_and_every_strategy_that_privacy_goes_with() -> None:
+    assert {adapter for mark, adapter, _ in CASES if mark == "e"} == set(plugins.names("adapter"))
     for mark in TABLES:
-        ran = [case[1:] for case in CASES if case[0] == mark]
-        assert {adapter for adapter, _ in ran} == set(plugins.names("adapter"))
-        assert {strategy for _, strategy in ran} == {strategy for _, strategy in accepted(mark)}
+        ran = {strategy for case, _, strategy in CASES if case == mark}
+        assert ran == {strategy for _, strategy in accepted(mark)}
     assert len(accepted("e")) > len(accepted("c")) > 20
 
 

@@ -1,10 +1,6 @@
-"""The README's ServerApp, to the letter, with a plain ClientApp of peft: in this process, and on a real SuperLink."""
+"""The README's ServerApp, to the letter, with a plain ClientApp of peft: in this process."""
 
 import re
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,6 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from safetensors.torch import load_file
 
-from fedpeft.engines.superlink import started
 from tests.engines.test_flower_strategy import PlainGrid, _in_a_run
 
 __all__ = ["_in_a_run"]
@@ -126,24 +121,5 @@ def test_it_runs_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     config: Any = {"result": str(result)}
     server(PlainGrid(client, 4), Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config))
-
-    require_trained(result)
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A folder whose name is short, for Ray's sake."""
-    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder)
-
-
-def test_it_runs_on_a_superlink_with_four_nodes(scratch: Path) -> None:
-    bundle, result = written(scratch / "app", scratch / "result.safetensors"), scratch / "result.safetensors"
-    with started(scratch, modules=bundle) as superlink:
-        number = superlink.run(bundle, federation_config="num-supernodes=4 client-resources-num-cpus=1")
-        while not (status := superlink.status(number)).text.startswith("finished"):
-            time.sleep(1)
-        assert status.text == "finished:completed", f"{status.details}\n{superlink.output(number)[-4000:]}"
 
     require_trained(result)
