@@ -44,7 +44,7 @@ class Federation:
     fence: Fence
     """What lets this server commit."""
     identity: bytes
-    """Which run of the experiment this is."""
+    """Which run of the experiment this is; empty where no client outlives it."""
     guard: Guard | None = None
     """Of a run with privacy."""
     score: Score = field(default_factory=Score)
@@ -70,7 +70,7 @@ class Federation:
             bench=bench,
             watcher=watcher,
             fence=fence,
-            identity=run_id(run.path, fresh=fresh),
+            identity=run_id(run.path, fresh=fresh) if journaled else b"",
             guard=guard(bench, run.ledger),
             score=Score(bench.experiment.rounds.rest_rounds),
             journal=journal_in(run.path, bench) if journaled else None,

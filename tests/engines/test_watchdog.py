@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from fedpeft.engines.apps import flower_client_app
-from fedpeft.wire.record import server_message
+from fedpeft.wire.record import Content, record_of, server_message
 
 PROGRAM = """
 import sys, time
@@ -45,7 +45,8 @@ def test_only_a_messages_own_process_ends_and_only_while_it_answers(
 
 def asked(folder: Path, **node_config: str | int) -> Message:
     context = Context(run_id=1, node_id=1, node_config=node_config, state=RecordDict(), run_config={})
-    return flower_client_app(folder)(server_message(RecordDict(), message_type="train", run=1, node=1), context)
+    record = record_of(Content(b"header", b"checksum", b"body"))
+    return flower_client_app(folder)(server_message(record, message_type="train", run=1, node=1), context)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,6 @@ def test_the_way_to_a_trainer_is_not_told(tmp_path: Path, trainer: str, told: st
 
 
 def test_what_nobody_foresaw_is_told_without_words_too(tmp_path: Path) -> None:
-    """Neither run config nor node config say what they must, and the record is no message."""
+    """Neither run config nor node config say what they must."""
     reply = asked(tmp_path)
     assert re.fullmatch(r"gave up: [a-z]+, [A-Za-z]+Error \(id [0-9a-f]{12}\)", reply.error.reason)

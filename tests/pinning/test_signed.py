@@ -4,13 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from fedpeft.cli import app
 from fedpeft.deploy.identity import write_operator_key
-from fedpeft.errors import ConfigError, InputError
+from fedpeft.errors import ConfigError, InputError, PinError
 from fedpeft.pinning.gate import Gate, gate_at
 from fedpeft.pinning.manifest import open_text, parse, to_toml
 from fedpeft.pinning.signed import read_pins, write_signed
 from fedpeft.privacy.own import Lifetime
+from tests.conftest import tiny
 from tests.pinning.manifests import PINNED
 
 
@@ -83,3 +86,15 @@ def test_a_pinned_lifetime_budget_is_the_nodes_and_is_not_given_twice() -> None:
     assert Gate(pins).lifetime(None) == Lifetime(epsilon=16.0, delta=1e-5)
     with pytest.raises(ConfigError, match=re.escape("is pinned, and given again")):
         Gate(pins).lifetime(Lifetime(epsilon=1.0, delta=1e-5))
+
+
+def test_the_command_prints_the_manifest_that_an_experiment_is_just_within(tmp_path: Path) -> None:
+    (tmp_path / "e.toml").write_text(tiny().to_toml())
+    done = CliRunner().invoke(app, ["deploy", "pins", str(tmp_path / "e.toml")])
+    assert done.exit_code == 0, done.output
+    pins = parse(done.output, where="printed")
+    assert pins is not None
+    assert (pins.adapter.max_rank, pins.rounds.max_rounds, pins.train.max_local_steps) == (2, 3, 3)
+    Gate(pins).require_experiment(tiny())
+    with pytest.raises(PinError, match=r"pin rounds\.max_rounds: asked 4, at most 3; nothing was read"):
+        Gate(pins).require_experiment(tiny(rounds={"num_rounds": 4}))
