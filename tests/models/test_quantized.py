@@ -17,7 +17,7 @@ from fedpeft.errors import UnsupportedError
 from fedpeft.models import quantized
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.training.workbench import Workbench, assemble
-from tests.conftest import NEEDED_BY_ADAPTER, merged, tiny
+from tests.conftest import needed, tiny
 from tests.e2e.test_inline import digest
 from tests.training.test_frozen import PRIVACY, experiment, gradients
 
@@ -52,8 +52,7 @@ def test_layers_the_other_way_round_are_refused(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("pretended")
 @pytest.mark.parametrize("name", sorted(set(plugins.names("adapter")) - BESIDE))
 def test_an_adapter_that_computes_with_frozen_weights_is_refused(name: str) -> None:
-    asked = {"adapter": {"name": name}, "compute": {"quantization": "nf4"}}
-    table = merged(asked, NEEDED_BY_ADAPTER.get(name, {}))
+    table = needed("fedavg", adapter={"name": name}, compute={"quantization": "nf4"})
     with pytest.raises(UnsupportedError, match=rf"adapter '{name}': .*; use adapter 'lora'"):
         assemble(tiny(**table))
 
