@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, final
+from typing import Literal, final
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -32,7 +32,7 @@ from fedpeft.training.distributed import hidden
 from fedpeft.training.feedback import joined_memory, owed, own, send
 from fedpeft.training.loop import Outcome
 from fedpeft.training.optimizers import learning_rate
-from fedpeft.training.turn import train_turn
+from fedpeft.training.turn import told, train_turn
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.failure import failure
 from fedpeft.wire.message import Broadcast, Carried, Envelope, Evaluated, Join, Joined, Update, expect
@@ -153,7 +153,7 @@ def train(message: Message, context: Context, bench: Workbench, ledger: OwnLedge
     update = Update(
         envelope=_envelope(bench, header, delta),
         client=header.client,
-        **_told(bench, len(examples), outcome, time.monotonic() - began),
+        **told(bench, len(examples), outcome, time.monotonic() - began),
     )
     body, errors = _encoded(bench, header, delta, owed(recall(context.state, before=turn.round_number)))
     reply = pack(update, body)
@@ -161,14 +161,6 @@ def train(message: Message, context: Context, bench: Workbench, ledger: OwnLedge
         held = kept(bench, header, turn.received)
         remember(context.state, joined_memory(memory, errors).joined(held), round_number=turn.round_number)
     return reply
-
-
-def _told(bench: Workbench, num_examples: int, outcome: Outcome, seconds: float) -> dict[str, Any]:
-    """Return what the header tells of the training; with privacy the same of everyone, since noise hides none of it."""
-    if bench.mechanism is not None:
-        return {"num_examples": 1, "num_steps": 0, "train_loss": None, "seconds": 0.0}
-    steps, loss = outcome.num_steps, outcome.train_loss
-    return {"num_examples": num_examples, "num_steps": steps, "train_loss": loss, "seconds": seconds}
 
 
 def evaluate(message: Message, context: Context, bench: Workbench) -> RecordDict:

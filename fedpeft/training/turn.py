@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -17,7 +18,7 @@ from fedpeft.training.loop import Outcome, train_locally
 from fedpeft.training.private import Private, train_privately
 from fedpeft.training.workbench import Workbench
 
-__all__ = ["train_turn"]
+__all__ = ["told", "train_turn"]
 
 
 def train_turn(bench: Workbench, turn: Turn, examples: Examples, *, client: int) -> Outcome:
@@ -85,3 +86,11 @@ def _only(parameters: Mapping[str, nn.Parameter], names: Sequence[str]) -> Itera
     finally:
         for parameter in others:
             parameter.requires_grad_(True)
+
+
+def told(bench: Workbench, num_examples: int, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    """Return what the header tells of the training; with privacy the same of everyone, since noise hides none of it."""
+    if bench.mechanism is not None:
+        return {"num_examples": 1, "num_steps": 0, "train_loss": None, "seconds": 0.0}
+    steps, loss = outcome.num_steps, outcome.train_loss
+    return {"num_examples": num_examples, "num_steps": steps, "train_loss": loss, "seconds": seconds}
