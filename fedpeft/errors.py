@@ -111,7 +111,7 @@ class BehindError(WireError):
 
 
 class RefusedError(WireError):
-    """A reply that is not used, with the one word by which such are counted: no sender has a say in it."""
+    """A reply that is not used, with the one word by which such are counted: never one of the sender's own."""
 
     def __init__(self, code: RefusalCode, words: str) -> None:
         super().__init__(words)

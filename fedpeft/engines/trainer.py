@@ -162,8 +162,7 @@ def run_trainer(
 ) -> None:
     """Answer questions until SIGTERM or SIGINT; what clients keep is in the folder ``state``.
 
-    ``lifetime`` is the privacy budget of each client over all experiments, ``gate`` what is pinned, ``signer`` the
-    client's key for replies.
+    ``lifetime`` is each client's budget over all experiments, ``gate`` what is pinned, ``signer`` its key for replies.
 
     Raises:
         InputError: the address or the folder cannot be had, or data or model of the experiment cannot be read.

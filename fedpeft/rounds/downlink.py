@@ -12,14 +12,14 @@ from fedpeft.codecs.base import Common
 from fedpeft.codecs.layout import read, write
 from fedpeft.errors import WireError
 from fedpeft.strategies.base import Directive, State
-from fedpeft.strategies.ranks import sliced
+from fedpeft.strategies.ranks import padded, sliced
 from fedpeft.tensors import Spec, Tensors
 from fedpeft.timing import timed
 from fedpeft.training.changes import Held, caught_up, held_by, held_of, holding, missing, reaches
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Broadcast, Carried, Changes
 
-__all__ = ["Downlink", "Parcel", "arrived", "kept", "packed"]
+__all__ = ["Downlink", "Parcel", "arrived", "kept", "laid_over", "packed"]
 
 _WHOLE = "none"
 """The codec of a whole adapter where changes go down: both sides must have the same bits."""
@@ -130,6 +130,13 @@ def arrived(bench: Workbench, header: Broadcast, body: bytes, manifest: tuple[Sp
     held = held_of(memory, bench.adapted.initial.select(spec.name for spec in bench.going_down))
     common = partial(_common, bench)
     return caught_up(bench.codec_down, common, held, body, manifest, since=changes.since, **told).adapter
+
+
+def laid_over(bench: Workbench, header: Broadcast, came: Tensors) -> Tensors:
+    """Lay what came over what the plan's seed made; ranks that this client does not hold are zero; client half."""
+    slots, rank = bench.adapted.attached.slots, header.directive.rank
+    start = padded(sliced(bench.adapted.initial, slots, rank=rank), slots, rank=rank)
+    return start.replace(padded(came, slots, rank=rank))
 
 
 def kept(bench: Workbench, header: Broadcast, received: Tensors) -> Tensors:
