@@ -12,11 +12,12 @@ def pins_of(bench: Workbench) -> Pins:
     """Return pins that allow this experiment, and others that ask for no more."""
     experiment = bench.experiment
     sources = [each for each in (experiment.data, experiment.pretrain_data, experiment.calibration_data) if each]
+    whole = ("none",) if bench.sends_changes else ()  # how a client that is too far behind is sent the adapter
     tables = {repr(table): table for table in (plain(each.table()) for each in sources)}
     return Pins(
         base_hash=bench.adapted.base_hash,
         strategies=(experiment.strategy.name,),
-        codecs=tuple(dict.fromkeys((*experiment.codec.names, *experiment.codec_down.names))),
+        codecs=tuple(dict.fromkeys((*experiment.codec.names, *experiment.codec_down.names, *whole))),
         evaluate_on_clients=experiment.evaluate.on_clients,
         model=plain(experiment.model.table()),
         task=plain(experiment.task.table()),
