@@ -129,7 +129,8 @@ that it is minutes.
 The peak grows by {grown["population, 10^4 to 10^6"]:+.1%} from ten thousand clients to a million (the target was below
 5 %), and by {grown["cohort, ten times"]:+.1%} from one round of a cohort to one of ten times as many. Over the rounds
 of the million the resident memory changes by {grown["rounds, after the second to after the tenth"]:+.1%} from the
-second to the tenth. The private row is of unit client, its cohort Poisson, at epsilon {rows["private"]["epsilon"]:.3g}."""
+second to the tenth. The private row is of unit client, its cohort Poisson, at epsilon
+{rows["private"]["epsilon"]:.3g}."""
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
