@@ -55,6 +55,9 @@ def work(job: Job) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         made = experiment(job, Path(scratch) / "run")
         bench = assemble(made)
+        if bench.frozen is not None:
+            job.states.parent.mkdir(parents=True, exist_ok=True)
+            bench.frozen.share(job.states, sharers=1)
         watched = Watched(bench.strategy)
         bench = replace(bench, strategy=watched)  # type: ignore[arg-type]
         run, _ = RunDirectory.prepare(made)
@@ -90,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choices = [*SETTINGS, "sweep"]
     parser.add_argument("--parts", nargs="*", default=choices, choices=choices, help="the others are told of as logged")
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
 
@@ -98,11 +102,12 @@ def main() -> None:
         return _named(jobs, run_jobs(work, keyed, workers=args.workers, log=LOG, tasks_per_process=40))
 
     base = _base(made="clinc150" in args.parts or "sweep" in args.parts)
-    runs = {part: run if part in args.parts else logged for part in choices}
-    parts: dict[str, dict[str, Results]] = {}
     for num_seeds in range(len(SEEDS) + 1):  # the first seed of every part before the second of any
-        parts = {part: _part(part, runs[part], SEEDS[:num_seeds]) for part in SETTINGS}
-    told = aggregation_report.told(parts, _sweep(runs["sweep"]))
+        for part in args.parts:
+            if part in SETTINGS:
+                _part(part, run, args.strategies, SEEDS[:num_seeds])
+    parts = {part: _part(part, logged, list(STRATEGIES), SEEDS) for part in SETTINGS}
+    told = aggregation_report.told(parts, _sweep(run if "sweep" in args.parts else logged))
     write_results("aggregation", {"base": base, **told})
     write_section("aggregation", aggregation_report.section(told))
 
@@ -130,11 +135,11 @@ def _named(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> Results:
     return [{**result, **vars(job)} for result, job in zip(results, jobs, strict=True)]  # one run may be of two tables
 
 
-def _part(part: str, run: Run, seeds: Sequence[int]) -> dict[str, Results]:
+def _part(part: str, run: Run, names: Sequence[str], seeds: Sequence[int]) -> dict[str, Results]:
     """Return the tuning runs, those at each strategy's own best rate, and those at fedavg's."""
     rates = SETTINGS[part].rates
-    tuning = run([Job(part, name, rate, TUNING_SEED) for name in STRATEGIES for rate in rates])
-    tried = {name: [result for result in tuning if result["strategy"] == name] for name in STRATEGIES}
+    tuning = run([Job(part, name, rate, TUNING_SEED) for name in names for rate in rates])
+    tried = {name: [result for result in tuning if result["strategy"] == name] for name in names}
     best = {name: _best(results) for name, results in tried.items() if len(results) == len(rates)}
     own = run([Job(part, name, rate, seed) for seed in seeds for name, rate in best.items()])
     shared = [Job(part, name, best["fedavg"], seed) for seed in seeds for name in best if "fedavg" in best]

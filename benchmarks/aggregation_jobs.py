@@ -1,6 +1,6 @@
 """What benchmarks/aggregation.py runs: the strategies, what they share on each data set, and a job's experiment."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,9 @@ class Setting:
     rates: tuple[float, ...]
     max_train: int | None = None
     max_test: int | None = None
-    precision: str = "float32"
+    tuning_rounds: int | None = None
+    """Of the runs that choose a rate, if fewer."""
+    compute: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "sgd"
     num_clients: int = 10
 
@@ -86,24 +88,24 @@ class Setting:
 
 
 _TEXT = {"text": "text", "label": "label"}
-_UPPER = [
-    f"encoder.layer.{layer}.{place}"
-    for layer in (4, 5)
+_LAST = [
+    f"encoder.layer.5.{place}"
     for place in ("attention.self.query", "attention.self.value", "intermediate.dense", "output.dense")
 ]
-"""LoRA in the upper third of MiniLM, so that a run takes seconds and not minutes."""
+"""LoRA in MiniLM's last block alone: what enters it is computed once for all runs of a seed."""
 _MINILM: dict[str, Any] = {
     "model": {"name": "minilm"},
     "partition": {"name": "dirichlet", "alpha": 0.5, "num_clients": 10},
-    "lora": {"name": "lora", "rank": 8, "alpha": 16, "target_modules": _UPPER},
-    "precision": "bfloat16",
-    "num_rounds": 20,
+    "lora": {"name": "lora", "rank": 8, "alpha": 16, "target_modules": _LAST},
+    "compute": {"cache_frozen": True},
+    "num_rounds": 8,
+    "tuning_rounds": 5,
     "local_steps": 4,
     "batch_size": 4,
     "optimizer": "adamw",
     "rates": (3e-3, 1e-2),
-    "max_train": 3000,
-    "max_test": 400,
+    "max_train": 1200,
+    "max_test": 300,
 }
 SETTINGS = {
     "clinc150": Setting(
@@ -144,6 +146,13 @@ class Job:
         base = {"base": asdict(Base())} if self.part == "clinc150" else {}
         return key_of({**given(self), **base}, self.part, self.strategy, f"{self.rate:g}", self.seed)
 
+    @property
+    def states(self) -> Path:
+        """Where the states that enter the lowest trained block lie: one folder for all runs that have the same."""
+        made = given(self)
+        same = {key: made[key] for key in ("seed", "model", "data", "partition", "task", "evaluate", "compute")}
+        return SCRATCH / "states" / key_of({**same, "targets": made["adapter"].get("target_modules")})
+
 
 def experiment(job: Job, out: Path) -> Experiment:
     """Return the experiment of a job."""
@@ -154,7 +163,8 @@ def given(job: Job) -> dict[str, Any]:
     """Return what a job's experiment is given, but where its output goes."""
     made = SETTINGS[job.part]
     steps = job.local_steps or made.local_steps
-    num_rounds = made.num_rounds * made.local_steps // steps
+    num_rounds = (made.tuning_rounds or made.num_rounds) if job.tuning else made.num_rounds
+    num_rounds = num_rounds * made.local_steps // steps
     on_clients = job.strategy == PER_CLIENT
     return {
         "name": f"{job.part}-{job.strategy}-{job.seed}",
@@ -172,7 +182,7 @@ def given(job: Job) -> dict[str, Any]:
         },
         "rounds": {"num_rounds": num_rounds, "checkpoint_every": num_rounds},
         "evaluate": {"every": num_rounds, "on_clients": on_clients, "batch_size": 64},
-        "compute": {"num_threads": 1, "precision": made.precision},
+        "compute": {"num_threads": 1, "precision": "float32", **made.compute},
     }
 
 

@@ -35,7 +35,8 @@ def init(
     typer.echo(f"{folder}: written")
     typer.echo(f"  {folder}/server goes to {host}")
     typer.echo(f"  {folder}/client-1 to client-{clients}: one to each client, by a way that keeps secrets")
-    typer.echo(f"  {folder}/authority/ca.key: keep it off all of these machines")
+    typer.echo(f"  {folder}/authority: two keys that sign; keep them off all of these machines")
+    typer.echo("  nothing is pinned yet: see fedpeft deploy pins --help")
     typer.echo(f"try it here: fedpeft deploy up {folder} --local")
 
 
@@ -100,6 +101,32 @@ def register(
     with operator_at(superlink, root_certificates) as operator:
         admit(operator, [key.resolve() for key in keys])
     typer.echo(f"{len(keys)} keys are admitted")
+
+
+@deploy_app.command()
+def pins(file: ExperimentFile, overrides: Overrides = None) -> None:
+    """Print the manifest that an experiment is just within; run where data and base model are.
+
+    It is TOML: loosen or tighten it before it is signed with fedpeft deploy pin.
+    """
+    from fedpeft import config
+    from fedpeft.pinning.made import pins_of
+    from fedpeft.pinning.manifest import to_toml
+    from fedpeft.training.workbench import assemble
+
+    typer.echo(to_toml(pins_of(assemble(config.load(file, overrides or [])))), nl=False)
+
+
+@deploy_app.command()
+def pin(
+    folder: Folder, manifest: Annotated[Path, typer.Argument(metavar="PINS.toml", help="What clients take part in.")]
+) -> None:
+    """Sign a manifest for every client of a deployment; their trainers refuse all else once they are started anew."""
+    from fedpeft.deploy.init import pin as sign
+    from fedpeft.deploy.init import read
+
+    for path in sign(read(folder), manifest.read_text(encoding="utf-8")):
+        typer.echo(f"{path}: written and signed")
 
 
 @contextmanager

@@ -89,8 +89,8 @@ def doctor(
 
     Each fault comes with what mends it, and the exit code is 1 if there is any.
     """
-    from fedpeft.deploy.checks import Surroundings
     from fedpeft.deploy.doctor import Examined, examine
+    from fedpeft.deploy.machine import Surroundings
 
     def say(done: Examined) -> None:
         typer.echo(f"{'FAULT' if done.faults else 'ok   '} {done.machine.name}: {done.check}")

@@ -126,7 +126,7 @@ def _charged(run: Path) -> tuple["Mechanism", int]:
         num_clients=clients_of(shares),
         virtual=isinstance(experiment.partition.build(), VirtualPartition),
     )
-    return made, directory.ledger.charged_rounds(experiment.privacy.unit)
+    return made, directory.ledger.charged_rounds(experiment.privacy)
 
 
 @privacy_app.command()

@@ -5,14 +5,11 @@ Read top to bottom: serve -> run_round -> its steps. All that a round leaves beh
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any, final
+from typing import Any
 
 from flwr.serverapp import Grid
 
-from fedpeft.errors import UnsupportedError
-from fedpeft.privacy.randomness import source
 from fedpeft.report.export import write_adapter
 from fedpeft.report.page import report_page
 from fedpeft.report.record import RoundRecord
@@ -21,38 +18,24 @@ from fedpeft.report.summary import summarise
 from fedpeft.report.watch import Watcher
 from fedpeft.rounds import checkpoint as checkpoints
 from fedpeft.rounds.checkpoint import Checkpoint
+from fedpeft.rounds.cohort import cohort_of, spares_of
 from fedpeft.rounds.exchange import Exchange
-from fedpeft.rounds.fence import Fence, claim
-from fedpeft.rounds.guard import Guard, guard
+from fedpeft.rounds.federation import Clients, Federation
+from fedpeft.rounds.fence import claim
+from fedpeft.rounds.guard import Guard
+from fedpeft.rounds.journal import Page, inputs_of
+from fedpeft.rounds.measured import measured
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.rounds.resume import checkpoint_of, resumed
 from fedpeft.rounds.roster import find_clients
-from fedpeft.rounds.sampling import draw_cohort, draw_spares
 from fedpeft.rounds.tally import Tally
 from fedpeft.strategies.base import ClientUpdate, State
 from fedpeft.timing import phase, timed
 from fedpeft.training.workbench import Workbench
-from fedpeft.wire.message import Evaluated, Update
+from fedpeft.wire.message import Update
+from fedpeft.wire.signature import Keys
 
 __all__ = ["serve"]
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Federation:
-    """What stays the same over all rounds."""
-
-    grid: Grid
-    bench: Workbench
-    nodes: Mapping[int, int]
-    """Client -> Flower node."""
-    watcher: Watcher
-    fence: Fence
-    """What lets this server commit."""
-    guard: Guard | None = None
-    """Of a run with privacy."""
-    workers: int = 0
-    """Worker processes behind the grid."""
 
 
 def serve(
@@ -64,23 +47,36 @@ def serve(
     memories: MemoryFolder | None = None,
     watcher: Watcher | None = None,
     workers: int = 0,
+    keys: Keys | None = None,
+    journaled: bool = False,
     nodes: Mapping[int, int] | None = None,
+    stack: int = 1,
 ) -> dict[str, Any]:
     """Run every round that is still to run, write the adapter and the summary, return the summary.
 
-    ``memories`` holds what clients keep between rounds, where nodes leave it; ``workers`` is what it is in Federation.
-    ``nodes`` tells which node is whose, where the engine knows and they hold the plan; else all are asked to join.
+    ``memories`` holds what clients keep between rounds, where nodes leave it; ``workers``, ``keys`` and ``stack`` are
+    those of Clients. ``journaled`` has a round that is run again go on with the replies that it had, except where
+    clients keep memories, which one that is not asked again would lack. ``nodes`` tells which node is whose, where
+    the engine knows and they hold the plan; else all are asked to join.
 
     Raises:
         ResumeError: the run directory's checkpoint is damaged or of other parts.
-        RunError: a round got fewer replies than rounds.min_clients, or another server has taken over; the last
-            checkpoint stands.
+        RunError: a round got too few replies, or another server has taken over; the last checkpoint stands.
     """
-    watcher = watcher or Watcher()
-    fence = claim(run.path, bench.experiment.output.fence)
+    watcher, fence = watcher or Watcher(), claim(run.path, bench.experiment.output.fence)
+    begun = resumed(run, bench, memories) if resume else None
+    _say_started(watcher, bench, run, begun)
+    found = find_clients(grid, bench, fence=fence.token, keys=keys) if nodes is None else nodes
+    clients = Clients(grid=grid, nodes=found, workers=workers, keys=keys, stack=stack)
+    federation = Federation.of(clients, bench, run, fence, watcher, journaled=journaled, fresh=begun is None)
+    state = _through(federation, run, begun or _round_zero(federation, run))
+    with fence.held():
+        return _conclude(federation, run, state)
+
+
+def _say_started(watcher: Watcher, bench: Workbench, run: RunDirectory, begun: Checkpoint | None) -> None:
     shares = bench.shares.summary(bench.splits.label_names)
     run.write_partition(shares)
-    begun = resumed(run, bench, memories) if resume else None
     watcher.started(
         bench.experiment,
         num_clients=bench.shares.num_clients,
@@ -88,24 +84,22 @@ def serve(
         partition_summary=shares,
         first_round=begun.round_number + 1 if begun else 1,
     )
-    nodes, keeper = find_clients(grid, bench) if nodes is None else nodes, guard(bench, run.ledger)
-    federation = Federation(
-        grid=grid, bench=bench, nodes=nodes, watcher=watcher, fence=fence, guard=keeper, workers=workers
-    )
-    state = _through(federation, run, begun or _round_zero(federation, run))
-    with fence.held():
-        return _conclude(federation, run, state)
 
 
 def _through(federation: Federation, run: RunDirectory, begun: Checkpoint) -> State:
     """Run the rounds that are still to run, each committed before the next begins."""
     bench, rounds, state = federation.bench, federation.bench.experiment.rounds, begun.state
+    federation.score.add(run.records() if federation.score.rest else ())
     for round_number in range(begun.round_number + 1, rounds.num_rounds + 1):
         state, record = run_round(federation, state, round_number)
         with federation.fence.held():
             run.append(record)
             if round_number % rounds.checkpoint_every == 0 or round_number == rounds.num_rounds:
-                checkpoints.save(run.checkpoints, checkpoint_of(bench, state, round_number))
+                mark = run.ledger.mark()
+                checkpoints.save(run.checkpoints, checkpoint_of(bench, state, round_number, ledger=mark))
+                if federation.journal is not None:
+                    federation.journal.forget(round_number)
+        federation.score.add([record])
         federation.watcher.round_finished(record)
     return state
 
@@ -117,11 +111,13 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         RunError: fewer replies than rounds.min_clients, the aggregate is not finite, or another server has taken over.
     """
     keeper = federation.guard
-    cohort = _cohort(federation, round_number)
+    cohort = cohort_of(federation.bench, len(federation.clients.nodes), round_number)
     with federation.fence.held():
-        epsilon = keeper.charge(state, cohort, round_number) if keeper else None
+        page = federation.journal.page(round_number, inputs_of(state)) if federation.journal else None
+        asking = _exchange(federation, state, round_number, page)
+        epsilon = keeper.charge(state, cohort, round_number, asking.kept) if keeper else None
     began = time.monotonic()
-    tally = _train(federation, state, cohort, round_number)
+    tally = _train(federation, state, cohort, asking)
     total = _total(federation, state, cohort, tally, round_number)
     trained = time.monotonic()
     before, state = state, _applied(federation, state, total, tally, round_number)
@@ -142,51 +138,23 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         bytes_up_fp32=4 * tally.floats_up,
         bytes_down_fp32=4 * tally.floats_down,
         bytes_up_bound=tally.bytes_up_bound,
-        worker_processes=federation.workers,
+        worker_processes=federation.clients.workers,
+        stack=federation.clients.stack,
         seconds={"clients": trained - began, "aggregate": aggregated - trained, "evaluate": done - aggregated},
     )
 
 
-def _cohort(federation: Federation, round_number: int) -> tuple[int, ...]:
-    """Draw a round's clients; where privacy counts on their being unknown, from the mechanism's own randomness."""
-    experiment = federation.bench.experiment
-    seed, rounds, privacy = experiment.seed, experiment.rounds, experiment.privacy
-    return draw_cohort(
-        len(federation.nodes),
-        rounds.clients_per_round,
-        seed=seed,
-        round_number=round_number,
-        sampling=rounds.sampling,
-        generator=source(privacy, seed, "cohort", round_number) if privacy else None,
-    )
-
-
-def _spares(federation: Federation, round_number: int) -> tuple[int, ...]:
-    """Draw who is asked beyond the cohort.
-
-    Raises:
-        UnsupportedError: clients keep memories, and one that is not counted would go on from what nobody used.
-    """
-    experiment, rounds = federation.bench.experiment, federation.bench.experiment.rounds
-    if rounds.spare_clients and federation.bench.remembers():
-        raise UnsupportedError(
-            f"rounds.spare_clients = {rounds.spare_clients}: clients of strategy {experiment.strategy.name!r} keep "
-            "memories, and a reply that is not counted would leave one behind; set it to 0"
-        )
-    drawn, spare = rounds.clients_per_round, rounds.spare_clients
-    return draw_spares(len(federation.nodes), drawn, spare, seed=experiment.seed, round_number=round_number)
-
-
-def _train(federation: Federation, state: State, cohort: Sequence[int], round_number: int) -> Tally:
+def _train(federation: Federation, state: State, cohort: Sequence[int], asking: Exchange) -> Tally:
     """Stream the cohort's updates into one running total; spares, asked beside them, fill up for those that fail.
 
     Worker processes are asked for spares when they are needed: none is ever late there.
     """
     bench, keeper, strategy = federation.bench, federation.guard, federation.bench.strategy
-    tally, asking = Tally(total=strategy.start()), _exchange(federation, state, round_number)
-    spares = _spares(federation, round_number)
-    groups = (cohort, spares) if federation.workers else ((*cohort, *spares),)
-    for reply in chain.from_iterable(asking.train(group) for group in groups):
+    tally, round_number = Tally(total=strategy.start()), asking.round_number
+    spares = spares_of(bench, len(federation.clients.nodes), round_number)
+    awake, further = (federation.score.awake(each, round_number) for each in (cohort, spares))
+    groups = (awake, further) if federation.clients.apart else ((*awake, *further),)
+    for reply in chain(federation.score.resting(cohort, round_number), *(asking.train(group) for group in groups)):
         tally.clients.append(reply.client)
         tally.count(reply)
         if reply.update is not None and isinstance(reply.header, Update):
@@ -228,7 +196,7 @@ def _applied(federation: Federation, before: State, total: Any, tally: Tally, ro
     """Return the state after the round; an aggregate or a residual that is not finite is an error."""
     bench, keeper = federation.bench, federation.guard
     after = bench.retracted(bench.strategy.apply(bench.adapted.attached.slots, before, total))
-    state = bench.settled(before, after, round_number=round_number)
+    state = bench.settled(before, after, round_number=round_number, clients=tally.answered)
     state = keeper.renewed(state, before, tally, round_number) if keeper else state
     state.adapter.require_finite(where=f"global adapter after round {round_number}")
     bench.residuals(state).require_finite(where=f"residual after round {round_number}")
@@ -236,37 +204,30 @@ def _applied(federation: Federation, before: State, total: Any, tally: Tally, ro
 
 
 def _evaluate(
-    federation: Federation, state: State, cohort: Iterable[int], tally: Tally, round_number: int
+    federation: Federation, state: State, cohort: Sequence[int], tally: Tally, round_number: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return metrics on the held-out data, and on the clients' own where asked for."""
     bench, settings = federation.bench, federation.bench.experiment.evaluate
     if round_number % settings.every and round_number != bench.experiment.rounds.num_rounds:
         return {}, {}
-    on_clients = _evaluate_clients(federation, state, cohort, tally, round_number) if settings.on_clients else {}
+    asking = _exchange(federation, state, round_number) if settings.on_clients else None
+    on_clients = measured(asking, cohort, tally) if asking is not None else {}
     return bench.evaluate(state.adapter, bench.residuals(state)), on_clients
 
 
-def _evaluate_clients(
-    federation: Federation, state: State, cohort: Iterable[int], tally: Tally, round_number: int
-) -> dict[str, float]:
-    sums: dict[str, float] = {}
-    for reply in _exchange(federation, state, round_number).evaluate(cohort):
-        tally.count(reply)
-        if isinstance(reply.header, Evaluated):
-            for name, value in reply.header.sums.items():
-                sums[name] = sums.get(name, 0.0) + value
-    return federation.bench.adapted.task.metrics(sums) if sums else {}
-
-
-def _exchange(federation: Federation, state: State, round_number: int) -> Exchange:
+def _exchange(federation: Federation, state: State, round_number: int, page: Page | None = None) -> Exchange:
     return Exchange(
-        grid=federation.grid,
+        grid=federation.clients.grid,
         bench=federation.bench,
-        nodes=federation.nodes,
+        nodes=federation.clients.nodes,
         state=state,
         round_number=round_number,
-        workers=federation.workers,
+        workers=federation.clients.workers,
+        stack=federation.clients.stack,
         fence=federation.fence.token,
+        keys=federation.clients.keys,
+        page=page,
+        run=federation.identity,
     )
 
 
@@ -290,7 +251,7 @@ def _conclude(federation: Federation, run: RunDirectory, state: State) -> dict[s
     """Write the adapter, the summary and the page."""
     bench = federation.bench
     charged, mechanism = run.ledger, bench.mechanism
-    privacy = mechanism.statement(charged.charged_rounds(mechanism.privacy.unit)) if mechanism else None
+    privacy = mechanism.statement(charged.charged_rounds(mechanism.privacy)) if mechanism else None
     summary = summarise(bench.experiment, run.records(), adapter_digest=state.adapter.digest(), privacy=privacy)
     residuals = bench.residuals(state)
     write_adapter(run.adapter, bench.experiment, bench.adapted, state.adapter, residuals=residuals, summary=summary)

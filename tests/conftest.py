@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedpeft import config
+from fedpeft import config, plugins
 from fedpeft.config import Experiment
 
 TINY_VIT: dict[str, Any] = {
@@ -47,11 +47,6 @@ PUBLIC: dict[str, Any] = {
     "calibration_data": {"name": "digits", "classes": [0, 1, 2]},
 }
 """Public examples, for adapters whose plan is made from some."""
-NEEDED_BY_ADAPTER: dict[str, dict[str, Any]] = {
-    "corda": PUBLIC,
-    "fourierft": {"adapter": {"entries": 64}},
-    "lora_ga": PUBLIC,
-}
 
 
 def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,9 +61,17 @@ def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 def needed(strategy: str, **changes: Any) -> dict[str, Any]:
     """Return the changes with the settings that the strategy, and the adapter they name, ask for."""
-    adapter = changes.get("adapter", {}).get("name")
-    both = merged(NEEDED_BY_ADAPTER.get(adapter, {}), NEEDED.get(strategy, {}))
-    return merged(changes, {"strategy": {"name": strategy}, **both})
+    both = merged(_needed_by(changes.get("adapter", {}).get("name", "lora")), NEEDED.get(strategy, {}))
+    return merged(merged(both, changes), {"strategy": {"name": strategy}, **NEEDED.get(strategy, {})})
+
+
+def _needed_by(adapter: str) -> dict[str, Any]:
+    """Return the options that the tiny models need, as the adapter promises, and public examples if it looks at any."""
+    from tests.conformance.adapters_promised import PROMISES  # test files say it, and they import this module
+
+    module, options = plugins.load("adapter", adapter), PROMISES[adapter].options
+    public = PUBLIC if module.make(module.Options(**options)).calibrator() else {}
+    return {**public, **({"adapter": {"name": adapter, **options}} if options else {})}
 
 
 def tiny(out: Path | None = None, **changes: Any) -> Experiment:

@@ -1,11 +1,11 @@
 """The audit holds where the code is right, and fails where noise is missing; membership against a count of pairs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import opacus.optimizers
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -61,8 +61,8 @@ def test_what_one_release_shows_is_most_of_the_claim_and_not_more(case: str) -> 
 def test_half_the_noise_on_clients_updates_is_found(case: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = module.gaussian
 
-    def short(specs: Any, std: float, generator: Any, *, secure: bool) -> Any:
-        return original(specs, std / 2, generator, secure=secure)
+    def short(specs: Any, std: float, randomness: Any) -> Any:
+        return original(specs, std / 2, randomness)
 
     monkeypatch.setattr(module, "gaussian", short)
     found = attacked(case, Effort(trials=3000, canaries=200))
@@ -72,12 +72,13 @@ def test_half_the_noise_on_clients_updates_is_found(case: str, module: Any, monk
 
 def weaker(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     """Let example-level training have less noise than it says."""
-    original = opacus.optimizers.DPOptimizer
+    original = fedpeft.training.private._hide
 
-    def short(*arguments: Any, noise_multiplier: float, **options: Any) -> Any:
-        return original(*arguments, noise_multiplier=noise_multiplier * factor, **options)
+    def short(parameters: Any, private: Any) -> None:
+        weak = replace(private.mechanism, noise_multiplier=private.mechanism.noise_multiplier * factor)
+        original(parameters, replace(private, mechanism=weak))
 
-    monkeypatch.setattr(opacus.optimizers, "DPOptimizer", short)
+    monkeypatch.setattr(fedpeft.training.private, "_hide", short)
 
 
 def test_half_the_noise_on_examples_gradients_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from fedpeft.report.merging import merged, ties
 from fedpeft.strategies.base import Directive
 from fedpeft.tensors import Tensors
 from fedpeft.wire.convert import to_bytes
-from fedpeft.wire.message import Broadcast, Envelope
+from fedpeft.wire.message import Broadcast, Carried, Envelope
 from tests.conftest import tiny
 
 Said = tuple[int, str, str]
@@ -169,7 +169,7 @@ def test_inspect_prints_what_each_file_says(tmp_path: Path, run: Callable[..., S
         plan_hash="p",
         base_hash="b",
         codec=("int8",),
-        manifest=manifest,
+        carries=Carried.of(manifest, told=manifest),
     )
     message = Broadcast(envelope=envelope, client=3, kind="train", directive=Directive(rank=2))
     (tmp_path / "header").write_bytes(to_bytes(message, payload_sha256=b"\1" * 32))

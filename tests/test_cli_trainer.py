@@ -27,6 +27,8 @@ def test_what_it_is_told_is_checked_before_anything_is_made(
         (("--listen", socket, "--override", "seed=4"), "--override changes the file of --experiment"),
         (("--listen", socket, "--experiment", file, "--override", "train.batch=4"), "train.batch"),
         (("--listen", socket, "--experiment", tmp_path / "none.toml"), "none.toml: cannot be read"),
+        (("--listen", socket, "--pins-key", file), "--pins-key says who signed the manifest of --pins"),
+        (("--listen", socket, "--pins", file), "e.toml: base_hash"),
         (("--listen", "0.0.0.0:9000", "--experiment", file), "never reached over a network"),
     ):
         assert run(monkeypatch, "--state", state, *options) == 2

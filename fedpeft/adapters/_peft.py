@@ -20,7 +20,7 @@ from fedpeft.adapters.base import Attached, freeze
 from fedpeft.errors import UnsupportedError
 from fedpeft.seeds import isolated
 
-__all__ = ["NAME", "inject", "layers", "merge", "save", "scaled"]
+__all__ = ["NAME", "inject", "layers", "merge", "require_float", "save", "scaled"]
 
 NAME = "default"
 """The one adapter name used inside peft's modules."""
@@ -67,12 +67,28 @@ def scaled(model: nn.Module, factor: float) -> Iterator[None]:
             layer.scaling[NAME] = scale
 
 
+def require_float(model: nn.Module, *, doing: str) -> None:
+    """Refuse what changes frozen weights where these are quantised.
+
+    Raises:
+        UnsupportedError: they are; says why not.
+    """
+    for path, layer in layers(model).items():
+        if not layer.get_base_layer().weight.is_floating_point():
+            raise UnsupportedError(
+                f"{path!r} is quantised (compute.quantization), and {doing}; use the adapter beside the base in full "
+                "precision: `fedpeft export RUN FOLDER` writes it for peft"
+            )
+
+
 def merge(attached: Attached) -> nn.Module:
     """Fold the adapter in through peft, checked for NaN, and return the model without a trace of peft.
 
     Raises:
+        UnsupportedError: a frozen weight is quantised.
         ValueError: peft found a non-finite merged weight.
     """
+    require_float(attached.model, doing="merging would round the update away with it")
     merged: nn.Module = attached.handle.merge_and_unload(safe_merge=True)
     return merged
 

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from fedpeft.adapters.paths import matches, place
 from fedpeft.errors import UnsupportedError
 
 __all__ = ["at_places", "features", "linear_layers", "matches", "matching", "place", "planned", "put", "transposed"]
@@ -43,18 +44,6 @@ def matching(model: nn.Module, suffixes: Sequence[str] | None) -> tuple[str, ...
                 f"no linear layer of {type(model).__name__} ends in {suffix!r}; there are: {', '.join(_places(layers))}"
             )
     return tuple(path for path in layers if suffixes is None or any(matches(path, suffix) for suffix in suffixes))
-
-
-def matches(path: str, suffix: str) -> bool:
-    """Whether a path ends in these whole components: ``mlp.fc1`` ends in ``fc1``, not in ``c1``."""
-    return f".{path}".endswith(f".{suffix}")
-
-
-def place(path: str) -> str:
-    """Return where a layer stands in its block, what follows the last number: ``layer.0.mlp.fc1`` -> ``mlp.fc1``."""
-    parts = path.split(".")
-    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[numbers[-1] + 1 :]) if numbers else path
 
 
 def at_places(model: nn.Module, places: Sequence[str]) -> tuple[str, ...]:

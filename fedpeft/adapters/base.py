@@ -165,9 +165,21 @@ class Adapter(ABC):
     def gradients(self) -> GradientSupport:
         """Return how gradients of single examples are had; the conformance suite holds it against a loop."""
 
+    def beside_quantized(self) -> str:
+        """Return why the method cannot be put beside frozen weights of 4 or 8 bits; empty where it can."""
+        return "it computes with the frozen weights, or trains some of them"
+
     @abstractmethod
     def attach(self, model: nn.Module, plan: Plan) -> Attached:
         """Freeze the model, put the adapter in as planned, in place. Equal plans give equal bits everywhere."""
+
+    def alone(self) -> str | None:
+        """Return why clients cannot be trained side by side with this method; by default they can, if it is proved.
+
+        They can where each trained parameter is used by a layer that is called with one tensor (batch, ...), penalties
+        look at parameters alone, and what ``after_step`` changes are those that train.
+        """
+        return None
 
     def penalty(self, attached: Attached) -> Penalty:
         """Return the regulariser at the current parameters; none by default."""

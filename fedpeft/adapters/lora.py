@@ -80,19 +80,29 @@ class Lora(Adapter):
 
         Raises:
             TensorMismatchError: not exactly the targets, or another shape; nothing is written.
+            UnsupportedError: the frozen base is quantised.
         """
+        _peft.require_float(attached.model, doing="a residual on it would be rounded away")
         _residual.shift(attached, residuals, _peft.layers(attached.model))
 
     def scaled(self, attached: Attached, factor: float) -> AbstractContextManager[None]:
         """Multiply the scale of every layer inside the block; after it, each is to the bit what it was."""
         return _peft.scaled(attached.model, factor)
 
+    def beside_quantized(self) -> str:
+        """Return that nothing hinders: the factors see a layer's input, and the frozen weight is only called."""
+        return ""
+
     def gradients(self) -> GradientSupport:
         """Return that hooks are right: both factors are linear layers."""
         return GradientSupport(by="hooks")
 
     def merge(self, attached: Attached) -> nn.Module:
-        """Return the plain model with W + scale * B A in each target."""
+        """Return the plain model with W + scale * B A in each target.
+
+        Raises:
+            UnsupportedError: the frozen base is quantised.
+        """
         return _peft.merge(attached)
 
     def save(self, attached: Attached, plan: Plan, folder: Path, *, base: str, revision: str | None) -> None:

@@ -39,6 +39,11 @@ class Plan:
         """The sha256 (hex) of values and tensors."""
         return hashlib.sha256(self.header() + self.tensors.digest().encode()).hexdigest()
 
+    @property
+    def paths(self) -> list[str]:
+        """The layers that are adapted, by the keys under which an adapter's values name them."""
+        return [path for key in ("ranks", "targets", "outputs", "inputs") for path in self.values.get(key, ())]
+
     def header(self) -> bytes:
         """Return adapter and values as canonical JSON."""
         return json.dumps({"adapter": self.adapter, "values": self.values}, sort_keys=True, allow_nan=False).encode()

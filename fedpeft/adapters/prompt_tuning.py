@@ -93,6 +93,10 @@ class PromptTuning(Adapter):
         )
         return Attached(model=model, bound=(Bound(slot, weight),))
 
+    def beside_quantized(self) -> str:
+        """Return that nothing hinders: the vectors go in front of the first block."""
+        return ""
+
     def gradients(self) -> GradientSupport:
         """Return that torch.func is needed."""
         return GradientSupport(

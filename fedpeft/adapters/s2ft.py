@@ -3,15 +3,16 @@
 Yang, Leng, Guo, Zhao, Nakada, Zhang, Yao, Chen: S2FT: Efficient, Scalable and Generalizable LLM Fine-tuning by
 Structured Sparsity (2024), arXiv 2412.06289. In every block some attention heads and some feed-forward channels are
 drawn; of the attention's and the feed-forward's output layers the columns that read them train: W'[:, c] = W[:, c] +
-S, S (d_out, n) zero at first. This is the form of the paper's recommended setting; query, key, value, gate and up
-rows stay frozen.
+S, S (d_out, n) zero at first. This is the form of the paper's recommended setting. With ``inner`` also the rows train
+that make the chosen channels (up and gate): W'[c, :] = W[c, :] + S, S (n, d_in). Query, key and value stay frozen.
 
 The authors permute coupled weights so that the chosen stand side by side; that is for speed, does not change the
 function, and is not done here: columns are indexed. The server draws from the plan's seed; the indices travel in the
-plan. LINEAR: with the columns fixed the mean of S gives exactly the mean of weights. d_out n floats a layer and
-direction.
+plan. LINEAR: with places fixed the mean of S gives exactly the mean of weights. d_out n floats a layer and direction,
+d_in n of inner rows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -20,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedpeft.adapters import _reparam
-from fedpeft.adapters._layouts import layout
+from fedpeft.adapters._layouts import Layout, layout
 from fedpeft.adapters._targets import at_places, features
 from fedpeft.adapters.base import Adapter, Algebra, Attached, GradientSupport
 from fedpeft.adapters.calibration import Statistics
@@ -41,6 +42,8 @@ class Options(Frozen):
     """Share of each block's attention heads whose columns train, at least one head; 0 for none."""
     channels: float = Field(default=0.02, ge=0, le=1)
     """Share of each block's feed-forward channels whose columns train, at least one channel; 0 for none."""
+    inner: bool = False
+    """Train also the rows that make these channels."""
 
 
 @final
@@ -65,14 +68,38 @@ class S2ft(Adapter):
         }
         if not chosen:
             raise UnsupportedError("adapter.heads = 0 and adapter.channels = 0: nothing would train; raise either")
-        ordered = [path for path, _ in model.named_modules() if path in chosen]
-        return Plan(adapter="s2ft", values={"targets": ordered}, tensors=Tensors(chosen))
+        rows = self._rows(model, found, chosen) if self.options.inner else {}
+        ordered = [path for path, _ in model.named_modules() if path in {**chosen, **rows}]
+        return Plan(adapter="s2ft", values={"targets": ordered, "rows": [*rows]}, tensors=Tensors({**chosen, **rows}))
+
+    def _rows(self, model: nn.Module, found: Layout, chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return layer -> rows that make the chosen channels of its block.
+
+        Raises:
+            UnsupportedError: no channels are chosen, or the model makes them and their gates in one layer.
+        """
+        feeding = at_places(model, found.feed_forward_input)
+        if not self.options.channels or not feeding:
+            raise UnsupportedError(
+                f"adapter.inner = true: expected channels > 0 (channels = {self.options.channels}) and a model whose "
+                "feed-forward channels have layers of their own; leave it out"
+            )
+        blocks = {path.removesuffix(found.feed_forward_output): path for path in chosen}
+        return {
+            path: chosen[blocks[path.removesuffix(place)]]
+            for place in found.feed_forward_input
+            for path in at_places(model, [place])
+        }
 
     def attach(self, model: nn.Module, plan: Plan) -> Attached:
-        """Put addends of zero on the planned columns."""
-        return _reparam.reparametrise(
-            model, plan, lambda path, layer: _Columns(plan.tensors[path], features(layer)[1]), algebra=Algebra.LINEAR
-        )
+        """Put addends of zero on the planned columns and rows."""
+
+        def made(path: str, layer: nn.Module) -> nn.Module:
+            d_in, d_out = features(layer)
+            axis, across = (0, d_in) if path in plan.values["rows"] else (1, d_out)
+            return _Lines(plan.tensors[path], axis, across)
+
+        return _reparam.reparametrise(model, plan, made, algebra=Algebra.LINEAR)
 
     def gradients(self) -> GradientSupport:
         """Return that hooks see no batch."""
@@ -101,12 +128,15 @@ def _columns(width: int, share: float, units: int, *, seed: int) -> Tensor:
 
 
 @final
-class _Columns(nn.Module):
-    def __init__(self, columns: Tensor, d_out: int) -> None:
+class _Lines(nn.Module):
+    """Addends of some rows (axis 0) or columns (axis 1), each ``across`` long."""
+
+    def __init__(self, places: Tensor, axis: int, across: int) -> None:
         super().__init__()
-        self.register_buffer("columns", columns, persistent=False)
-        self.addends = nn.Parameter(torch.zeros(d_out, len(columns)))
+        self.register_buffer("places", places, persistent=False)
+        self.axis = axis
+        self.addends = nn.Parameter(torch.zeros((len(places), across) if axis == 0 else (across, len(places))))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Map (d_out, d_in) to (d_out, d_in)."""
-        return weight.index_add(1, self.get_buffer("columns"), self.addends)
+        return weight.index_add(self.axis, self.get_buffer("places"), self.addends)

@@ -1,12 +1,11 @@
 """Experiments as values: one TOML file, checked as a whole, frozen, hashed."""
 
 from fedpeft.config.base import Frozen
+from fedpeft.config.choice import Choice, Choices
 from fedpeft.config.load import load, parse, read
 from fedpeft.config.privacy import Privacy
 from fedpeft.config.schema import (
     WITHOUT_EFFECT,
-    Choice,
-    Choices,
     Compute,
     Evaluate,
     Experiment,

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from fedpeft import plugins
 from fedpeft.config.base import Frozen
+from fedpeft.config.choice import Choice, Choices
 from fedpeft.config.explain import explain
+from fedpeft.config.influence import idle_bounds
 from fedpeft.config.privacy import Privacy
 from fedpeft.config.schema import (
     Calibration,
-    Choice,
-    Choices,
     Compute,
     Evaluate,
     Experiment,
@@ -69,8 +69,8 @@ _BARE = re.compile(r"""[^\s\[\]{}"'=,][^\[\]{}"'\n\r]*""")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
-    """Read one TOML file and apply ``a.b=c`` overrides.
+def load(path: Path, overrides: Iterable[str] = (), *, outside: bool = True) -> Experiment:
+    """Read one TOML file and apply ``a.b=c`` overrides; without ``outside`` no plug-in from elsewhere is imported.
 
     Raises:
         ConfigError: the file cannot be read, or lists everything that is wrong in it.
@@ -81,10 +81,10 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    return read(text, overrides, where=str(path), name=path.stem)
+    return read(text, overrides, where=str(path), name=path.stem, outside=outside)
 
 
-def read(text: str, overrides: Iterable[str] = (), *, where: str, name: str) -> Experiment:
+def read(text: str, overrides: Iterable[str] = (), *, where: str, name: str, outside: bool = True) -> Experiment:
     """Read the text of a file; the experiment has this name unless it says another.
 
     Raises:
@@ -97,7 +97,18 @@ def read(text: str, overrides: Iterable[str] = (), *, where: str, name: str) -> 
     for override in overrides:
         _apply(table, override)
     table.setdefault("name", name)
+    if not outside:
+        _require_inside(table, where)
     return parse(table, where=where)
+
+
+def _require_inside(table: Mapping[str, Any], where: str) -> None:
+    """Refuse names of modules before any of them is imported."""
+    for key in _CHOICES:
+        given = table.get(key)
+        for each in given if isinstance(given, list) else [given]:
+            if isinstance(each, Mapping) and "." in str(each.get("name", "")):
+                raise ConfigError(f"{where}: {key}.name = {each['name']!r}: only fedpeft's own plug-ins are taken here")
 
 
 def parse(table: Mapping[str, Any], *, where: str = "experiment") -> Experiment:
@@ -206,7 +217,7 @@ def _across(values: Mapping[str, Any]) -> list[str]:
         )
     if rounds.sampling == "poisson" and rounds.clients_per_round is None:
         problems.append("rounds.sampling = 'poisson': has no effect without rounds.clients_per_round; set it")
-    problems += [*_idle_feedback(values), *_spares(values), *_idle_room(values["compute"])]
+    problems += [*_idle_feedback(values), *_spares(values), *_idle_room(values["compute"]), *idle_bounds(values)]
     for name in ("pretrain", "calibration"):
         if (values[name] is None) != (values[f"{name}_data"] is None):
             problems.append(f"{name} and {name}_data: give both tables or neither")

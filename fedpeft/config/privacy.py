@@ -54,11 +54,20 @@ class Privacy(Frozen):
     """Of unit client: carry the noise of a federation of so many clients. The guarantee is that federation's."""
     cohort: int | None = Field(default=None, ge=1)
     """Of unit client: clients expected a round in that larger federation."""
+    cohorts: Literal["secret", "known"] = "secret"
+    """Of unit client: secret, all clients, or each drawn on its own (rounds.sampling = "poisson"), which costs less as
+    nobody knows who was; known, a cohort of fixed size that anybody may know: each client pays in full for the rounds
+    that draw it, and the noise allows for one that every round draws."""
     adaptive: AdaptiveClip | None = None
     """Of unit client: let clip, the first one, follow the updates' norms."""
     placement: Literal["central", "distributed"] = "central"
     """Of unit client: central, the server cuts and adds the noise; distributed, each client cuts and adds its share,
     as large as rounds.min_clients of them must have it, and of fewer nothing is released."""
+
+    @property
+    def by_client(self) -> bool:
+        """Whether what a round costs is of the clients that it asks, and not of all."""
+        return self.unit == "example" or self.cohorts == "known"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -68,10 +77,16 @@ class Privacy(Frozen):
             raise ValueError("sample_rate belongs to unit = 'example': give both or neither")
         if self.unit == "client" and self.clipping != "flat":
             raise ValueError("clipping = 'per_layer' belongs to unit = 'example'; a client's update is cut as a whole")
-        if self.unit == "example" and (self.adaptive is not None or self.placement != "central"):
-            raise ValueError("adaptive and placement belong to unit = 'client'")
+        if self.unit == "example" and (self.adaptive or self.placement != "central" or self.cohorts != "secret"):
+            raise ValueError("adaptive, placement and cohorts belong to unit = 'client'")
+        return self
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
         if self.placement == "distributed" and (self.adaptive is not None or self.population is not None):
             raise ValueError("placement = 'distributed' goes with neither adaptive nor population: no one counts norms")
+        if self.cohorts == "known" and (self.placement == "distributed" or self.population is not None):
+            raise ValueError("cohorts = 'known' goes with neither placement = 'distributed' nor population")
         if (self.population is None) != (self.cohort is None) or (self.population and self.unit == "example"):
             raise ValueError("population and cohort belong together, and to unit = 'client'")
         if self.population is not None and self.cohort is not None and self.cohort > self.population:

@@ -10,15 +10,13 @@ from typing import Annotated, Any, Literal, final
 import tomli_w
 from pydantic import Field
 
-from fedpeft import plugins
 from fedpeft.config.base import Frozen
+from fedpeft.config.choice import Choice, Choices
 from fedpeft.config.privacy import Privacy
 
 __all__ = [
     "WITHOUT_EFFECT",
     "Calibration",
-    "Choice",
-    "Choices",
     "Compute",
     "Evaluate",
     "Experiment",
@@ -32,48 +30,8 @@ __all__ = [
 
 WITHOUT_EFFECT = ("output", "simulation")
 """Tables that do not change the result."""
-_LATER = {"compute": ("cache_frozen", "cache_bytes")}
+_LATER = {"compute": ("stack", "quantization", "gradient_checkpointing", "cache_frozen", "cache_bytes")}
 """Keys that came after runs had begun: at their defaults they are left out of the hash, so that these go on."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """A plug-in by name, with its checked options."""
-
-    group: str
-    name: str
-    options: Frozen
-
-    def table(self) -> dict[str, Any]:
-        """Return the table as it stands in the file, defaults included."""
-        return {"name": self.name, **self.options.model_dump(mode="json")}
-
-    def build(self) -> Any:
-        """Import the plug-in and make it."""
-        return vars(plugins.load(self.group, self.name))["make"](self.options)
-
-
-@final
-@dataclass(frozen=True)
-class Choices:
-    """Plug-ins of one kind, one after the other: a table in the file, or an array of tables."""
-
-    stages: tuple[Choice, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The plug-ins' names, in order."""
-        return tuple(stage.name for stage in self.stages)
-
-    def table(self) -> Any:
-        """Return the one table, or the array of several."""
-        tables = [stage.table() for stage in self.stages]
-        return tables if len(tables) > 1 else tables[0]
-
-    def build(self) -> list[Any]:
-        """Import the plug-ins and make them."""
-        return [stage.build() for stage in self.stages]
 
 
 @final
@@ -118,8 +76,16 @@ class Rounds(Frozen):
     """A reply later than this is a failure."""
     deadline_seconds: float | None = Field(default=None, gt=0)
     """All replies of a round are taken within this time of its first message; unset: each has timeout_seconds."""
+    rest_rounds: int = Field(default=0, ge=0)
+    """Rounds for which a client that let two deadlines in a row pass is not asked; 0: it is asked each time."""
     spare_clients: int = Field(default=0, ge=0)
     """Further clients drawn and asked a round; their replies count, in client order, where others failed."""
+    max_update_norm: float | None = Field(default=None, gt=0)
+    """A reply whose tensors together have a larger L2 norm is refused; unset: none is."""
+    max_product_norm: float | None = Field(default=None, gt=0)
+    """The same of what it does to the weights that A/B pairs adapt (Frobenius norm of the change of scale * B @ A)."""
+    max_examples: int | None = Field(default=None, ge=1)
+    """A client counts for no more examples than this, however many it says it holds; unset: for as many as it says."""
     window: int = Field(default=16, ge=1)
     """Messages under way at once; bounds the server's memory."""
     checkpoint_every: int = Field(default=1, ge=1)
@@ -158,10 +124,23 @@ class Compute(Frozen):
 
     num_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Threads of one process; part of what makes a run reproducible to the bit."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: forward and backward by autocast, adapters and optimizer in float32; for hardware that has it."""
+    stack: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """Clients of a round trained side by side in one pass of the frozen model, in one process (inline engine); 1: each
+    alone. Equal up to rounding, but for dropout's draws, so it is part of what makes a run reproducible to the bit.
+
+    auto: as many as are fastest in a short measurement at the start and fit into memory; the run keeps the number.
+    """
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """bfloat16: forward and backward by autocast, adapters and optimizer in float32; for hardware that has it.
+
+    auto: whichever a short measurement finds faster when ``fedpeft simulate`` begins; the run is then of that one.
+    """
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda|cuda:\d+)$", examples=["cpu", "cuda", "cuda:0"])
     """Where tensors live."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Bits of the frozen base's linear layers, by bitsandbytes (``pip install 'fedpeft[quantization]'``)."""
+    gradient_checkpointing: bool = False
+    """Compute each block's activations again when going backward: less memory, about a third more time."""
     cache_frozen: bool = False
     """Compute once, and keep on this machine, what enters the lowest block the adapter touches; no dropout below it."""
     cache_bytes: int = Field(default=4 * 2**30, ge=1)
@@ -232,7 +211,7 @@ class Experiment:
     codec: Choices
     """Of what clients send; of several, each but the last says which entries it keeps for the next."""
     codec_down: Choices
-    """Of what the server sends."""
+    """Of what the server sends: the adapter, or with a codec that leaves entries out how it changed."""
     feedback: Feedback
     train: Train
     rounds: Rounds

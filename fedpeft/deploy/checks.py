@@ -13,75 +13,28 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, final
 
 from cryptography import x509
 from packaging.requirements import Requirement
 
 from fedpeft.deploy.compose import FLEET_PORT
+from fedpeft.deploy.machine import Fault, Machine, value
 from fedpeft.deploy.topology import SUPERLINK
-from fedpeft.errors import FedpeftError
+from fedpeft.errors import FedpeftError, InputError
+from fedpeft.pinning.signed import read_pins
 
-__all__ = ["CHECKS", "LEAST_FREE_BYTES", "Fault", "Machine", "Surroundings"]
+__all__ = ["CHECKS", "LEAST_FREE_BYTES"]
 
 LEAST_FREE_BYTES = 2 * 10**9
 MOST_SKEW_SECONDS = 2.0
 """A SuperNode that is 4 s ahead is still let in; half of that is left to drift."""
 _LEAST_SECRET_BYTES = 32
 _LEAST_DAYS = 14
-_PRIVATE = re.compile(r".*\.key|node-\d+|superexec-\w+")
+_PRIVATE = re.compile(r".*\.key|(?:node|application)-\d+|superexec-\w+")
 _OPEN = ("0.0.0.0", "::", "")  # noqa: S104 - what is looked for
-_FLOWER = ("flower-superlink", "flower-supernode", "flower-superexec")
-
-
-@final
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong, and what mends it."""
-
-    words: str
-    remedy: str
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What is asked beyond the folder; what is None is not asked."""
-
-    host: str | None = None
-    """The server's name as others see it: none but the Fleet port may answer there."""
-    clock: str | None = None
-    """A URL whose Date header is the time; the server's own, seen from a client."""
-    trainer: str | None = None
-    """Address of the trainer, where it is not in a container."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """A folder of one machine, as ``fedpeft deploy init`` writes them."""
-
-    folder: Path
-    services: Mapping[str, Mapping[str, Any]]
-    """Of its compose file."""
-    networks: Mapping[str, Any]
-    around: Surroundings = Surroundings()
-
-    @property
-    def secrets(self) -> Path:
-        """Where its keys lie."""
-        return self.folder / "secrets"
-
-    def flower(self, *programs: str) -> Iterator[tuple[str, list[str], Mapping[str, Any]]]:
-        """Yield name, command and all of each service that runs one of Flower's programs."""
-        for name, service in self.services.items():
-            command = [str(word) for word in service.get("command", ())]
-            if command and command[0] in (programs or _FLOWER):
-                yield name, command, service
 
 
 Check = Callable[[Machine], Iterator[Fault]]
@@ -93,7 +46,7 @@ def tls(machine: Machine) -> Iterator[Fault]:
         wanted = ["--root-certificates"] if command[0] != "flower-superlink" else []
         wanted += ["--ssl-ca-certfile", "--ssl-certfile", "--ssl-keyfile"] if command[0] != "flower-superexec" else []
         for flag in wanted:
-            if _value(command, flag) is None:
+            if value(command, flag) is None:
                 yield Fault(f"{name} runs without {flag}: no TLS", f"add {flag}=FILE to its command")
 
 
@@ -105,7 +58,7 @@ def insecure(machine: Machine) -> Iterator[Fault]:
         if command[0] == "flower-superlink" and "--enable-supernode-auth" not in command:
             words = f"{name} runs without --enable-supernode-auth: any client is let in"
             yield Fault(words, "add --enable-supernode-auth and register the clients' keys")
-        if command[0] == "flower-supernode" and _value(command, "--auth-supernode-private-key") is None:
+        if command[0] == "flower-supernode" and value(command, "--auth-supernode-private-key") is None:
             yield Fault(f"{name} shows no key", "add --auth-supernode-private-key=FILE")
 
 
@@ -113,11 +66,11 @@ def secrets(machine: Machine) -> Iterator[Fault]:
     """An executor must show a secret; without, whoever reaches the API takes its work."""
     for name, command, _ in machine.flower():
         flag = "--superexec-auth-secret-file"
-        if (path := _value(command, flag)) is None:
+        if (path := value(command, flag)) is None:
             yield Fault(f"{name} runs without {flag}: anybody may take an executor's task", f"add {flag}=FILE")
         elif (fault := _secret(machine.secrets / Path(path).name, name)) is not None:
             yield fault
-        if command[0] != "flower-superexec" and _value(command, "--isolation") != "process":
+        if command[0] != "flower-superexec" and value(command, "--isolation") != "process":
             words = f"{name} runs without --isolation=process: its end is the end of what it runs"
             yield Fault(words, "add --isolation=process, and an executor beside it")
 
@@ -133,7 +86,7 @@ def _secret(path: Path, name: str) -> Fault | None:
 def database(machine: Machine) -> Iterator[Fault]:
     """The SuperLink remembers who is registered and what is under way."""
     for name, command, service in machine.flower("flower-superlink"):
-        path = _value(command, "--database")
+        path = value(command, "--database")
         if path is None or path == ":flwr-in-memory:":
             words = f"{name} runs without --database: a restart forgets every client and every message"
             yield Fault(words, "add --database=/app/state/superlink.db on a volume")
@@ -152,8 +105,8 @@ def published(machine: Machine) -> Iterator[Fault]:
             if name != SUPERLINK or inside != str(FLEET_PORT):
                 words = f"{name} publishes port {port}: whoever reaches its API can run code on every node"
                 yield Fault(words, f"publish nothing but {FLEET_PORT}:{FLEET_PORT} of {SUPERLINK}")
-        if service.get("network_mode") == "host" and _value(command, "--host") in _OPEN:
-            yield Fault(f"{name} listens on {_value(command, '--host')} of the host", "set --host=127.0.0.1")
+        if service.get("network_mode") == "host" and value(command, "--host") in _OPEN:
+            yield Fault(f"{name} listens on {value(command, '--host')} of the host", "set --host=127.0.0.1")
     for name, network in machine.networks.items():
         if name != "fleet" and not (network or {}).get("internal"):
             yield Fault(f"network {name} is not internal: its containers reach the outside", "set internal: true")
@@ -163,7 +116,7 @@ def reachable(machine: Machine) -> Iterator[Fault]:
     """The runtime API does not answer under the server's public name."""
     host = machine.around.host
     for name, command, _ in machine.flower("flower-superlink", "flower-supernode") if host else ():
-        port = int(_value(command, "--port") or 0)
+        port = int(value(command, "--port") or 0)
         if host and port and _answers(host, port):
             words = f"{name}: its API answers at {host}:{port}, without authentication"
             yield Fault(words, "let it listen on an internal address, or close the port in the firewall")
@@ -240,7 +193,7 @@ def _skew(url: str, authority: Path) -> float:
 def trainer(machine: Machine) -> Iterator[Fault]:
     """The trainer answers, and the node's config names one."""
     for name, command, _ in machine.flower("flower-supernode"):
-        if "trainer=" not in (_value(command, "--node-config") or ""):
+        if "trainer=" not in (value(command, "--node-config") or ""):
             words = f"{name}: its --node-config names no trainer: the model is loaded anew for each message"
             yield Fault(words, 'add trainer="unix:///FOLDER/NAME.sock"')
     if machine.around.trainer is None:
@@ -251,6 +204,27 @@ def trainer(machine: Machine) -> Iterator[Fault]:
         require_ready(machine.around.trainer)
     except FedpeftError as error:
         yield Fault(str(error), f"start it: fedpeft trainer --listen {machine.around.trainer} --state DIR")
+
+
+def pins(machine: Machine) -> Iterator[Fault]:
+    """What the trainer does is bounded by its own operator, in a manifest that nobody changed."""
+    for name, service in machine.services.items():
+        command = [str(word) for word in service.get("command", ())]
+        if command[:2] != ["fedpeft", "trainer"]:
+            continue
+        paths = [value(command, flag) for flag in ("--pins", "--pins-key")]
+        manifest, key = (path and machine.secrets / Path(path).name for path in paths)
+        if not manifest:
+            yield Fault(
+                f"{name} runs without --pins: it does what the server asks", "add --pins=FILE and --pins-key=FILE"
+            )
+            continue
+        try:
+            if read_pins(manifest, key or None) is None:
+                words = f"{manifest}: pins nothing, so {name} does what the server asks"
+                yield Fault(words, "fedpeft deploy pins EXPERIMENT.toml writes one, fedpeft deploy pin signs it")
+        except InputError as error:
+            yield Fault(str(error), "fedpeft deploy pin signs a manifest anew")
 
 
 def disk(machine: Machine) -> Iterator[Fault]:
@@ -278,21 +252,11 @@ def versions(_: Machine) -> Iterator[Fault]:
             yield Fault(f"{wanted.name} is {have}, expected {wanted.specifier}", f"pip install '{line}'")
 
 
-def _value(command: list[str], flag: str) -> str | None:
-    """Return a flag's value, written --flag=value or --flag value; None where it is not given."""
-    for place, word in enumerate(command):
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}=")
-        if word == flag:
-            return command[place + 1] if place + 1 < len(command) else ""
-    return None
-
-
 CHECKS: Mapping[str, Check] = {
     check.__name__: check
     for check in (
         *(tls, insecure, secrets, database, published, reachable),
-        *(keys, certificates, clock, trainer, disk, versions),
+        *(keys, certificates, clock, trainer, pins, disk, versions),
     )
 }
 """Name -> check, in the order they are told."""

@@ -11,10 +11,13 @@ from typing import Any
 import yaml
 
 from fedpeft.deploy.topology import (
+    APPLICATION,
     CA,
     CLIENT,
     EXECUTOR,
     NODE,
+    OPERATOR,
+    PINS,
     SERVER,
     SUPERLINK,
     TRAINER,
@@ -23,20 +26,17 @@ from fedpeft.deploy.topology import (
     client_commands,
     machine_of,
     server_commands,
+    server_environment,
 )
+from fedpeft.pinning.signed import SUFFIX
+from fedpeft.wire.signature import PUBLIC
 
 __all__ = ["FLEET_PORT", "client_file", "repository_file", "server_file", "site", "whole_file"]
 
 FLEET_PORT, RUNTIME_PORT, NODE_PORT = 9092, 8000, 9094
 REGISTER = "register"
 _SOCKETS = "/run/fedpeft"
-_HEALTHCHECK = {
-    "test": ["CMD", "python", "-c", f"import socket; socket.create_connection(('127.0.0.1', {FLEET_PORT}), 3)"],
-    "interval": "10s",
-    "timeout": "5s",
-    "retries": 6,
-    "start_period": "20s",
-}
+_TRAINER_READY = f"from fedpeft.trainer.health import require_ready; require_ready('unix://{_SOCKETS}/trainer.sock')"
 _BUILD = {
     "fedpeft-server": {"context": ".", "dockerfile": "server/Dockerfile"},
     "fedpeft-client": {"context": ".", "dockerfile": "client/Dockerfile"},
@@ -101,6 +101,7 @@ def _server(num_clients: int) -> dict[str, Service]:
     commands = server_commands(site(SUPERLINK))
     own = [CA, f"{SERVER}.crt", f"{SERVER}.key", "superexec-server"]
     keys = [f"node-{client}.pub" for client in range(1, num_clients + 1)]
+    signing = [PUBLIC.format(client) for client in range(1, num_clients + 1)]
     register = ("fedpeft", "deploy", "register", f"--superlink={SUPERLINK}:{RUNTIME_PORT}")
     healthy = {"depends_on": {SUPERLINK: {"condition": "service_healthy"}}}
     return {
@@ -112,7 +113,7 @@ def _server(num_clients: int) -> dict[str, Service]:
             mem_limit="4g",
             ports=[f"{FLEET_PORT}:{FLEET_PORT}"],
             volumes=["state:/app/state"],
-            healthcheck=_HEALTHCHECK,
+            healthcheck=_healthcheck(_listens(FLEET_PORT)),
         ),
         REGISTER: _service(
             "fedpeft-server",
@@ -127,7 +128,8 @@ def _server(num_clients: int) -> dict[str, Service]:
             "fedpeft-server",
             commands[EXECUTOR],
             ["control"],
-            [CA, "superexec-server"],
+            [CA, "superexec-server", *signing],
+            environment=server_environment(site(SUPERLINK)),
             **healthy,
             mem_limit="8g",
             volumes=["runs:/app/runs"],
@@ -138,7 +140,7 @@ def _server(num_clients: int) -> dict[str, Service]:
 def _client(client: int, num_clients: int, *, server: str, beside_server: bool) -> dict[str, Service]:
     commands, name = client_commands(site(server), client, num_clients), NODE.format(client)
     trainer, executor, socket = TRAINER.format(client), CLIENT.format(client), f"socket-{client}:{_SOCKETS}"
-    waits = {REGISTER: {"condition": "service_completed_successfully"}}
+    waits, pins = {REGISTER: {"condition": "service_completed_successfully"}}, PINS.format(client)
     return {
         name: _service(
             "fedpeft-client",
@@ -146,15 +148,17 @@ def _client(client: int, num_clients: int, *, server: str, beside_server: bool) 
             ["fleet", f"node-{client}"],
             [CA, f"node-{client}", f"{name}.crt", f"{name}.key", f"superexec-{client}"],
             mem_limit="2g",
+            healthcheck=_healthcheck(_listens(NODE_PORT)),
             **({"depends_on": waits} if beside_server else {}),
         ),
         trainer: _service(
             "fedpeft-client",
             commands[trainer],
             [],
-            [],
+            [APPLICATION.format(client), pins, f"{pins}{SUFFIX}", OPERATOR.format(client)],
             network_mode="none",
             mem_limit="8g",
+            healthcheck=_healthcheck(_TRAINER_READY),
             volumes=[
                 socket,
                 f"kept-{client}:/app/state",
@@ -168,13 +172,30 @@ def _client(client: int, num_clients: int, *, server: str, beside_server: bool) 
             [CA, f"superexec-{client}"],
             mem_limit="2g",
             volumes=[socket],
-            depends_on=[name, trainer],
+            depends_on={name: {"condition": "service_healthy"}, trainer: {"condition": "service_healthy"}},
         ),
     }
 
 
-def _service(image: str, command: Iterable[str], networks: list[str], secrets: list[str], **more: Any) -> Service:
+def _listens(port: int) -> str:
+    return f"import socket; socket.create_connection(('127.0.0.1', {port}), 3)"
+
+
+def _healthcheck(code: str) -> dict[str, Any]:
+    """Ask a container's own Python."""
+    test = ["CMD", "python", "-c", code]
+    return {"test": test, "interval": "15s", "timeout": "10s", "retries": 6, "start_period": "30s"}
+
+
+def _service(
+    image: str,
+    command: Iterable[str],
+    networks: list[str],
+    secrets: list[str],
+    **more: Any,
+) -> Service:
     """Return a container that may write nowhere but its volumes, and ask for nothing."""
+    own: Mapping[str, str] = more.pop("environment", {})
     return {
         "image": image,
         "command": list(command),
@@ -189,6 +210,7 @@ def _service(image: str, command: Iterable[str], networks: list[str], secrets: l
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_HOME": "/tmp/flwr",  # noqa: S108
             "HF_HUB_OFFLINE": "1",
+            **own,
         },
         **({"networks": networks} if networks else {}),
         **({"secrets": secrets} if secrets else {}),

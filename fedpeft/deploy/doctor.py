@@ -7,7 +7,8 @@ from typing import final
 
 import yaml
 
-from fedpeft.deploy.checks import CHECKS, Fault, Machine, Surroundings
+from fedpeft.deploy.checks import CHECKS
+from fedpeft.deploy.machine import Fault, Machine, Surroundings
 from fedpeft.errors import InputError
 
 __all__ = ["Examined", "examine", "machines"]

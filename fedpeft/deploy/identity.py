@@ -14,15 +14,17 @@ from typing import final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 __all__ = [
     "Authority",
     "make_authority",
+    "write_application_key",
     "write_authority",
     "write_certificate",
     "write_node_key",
+    "write_operator_key",
     "write_private",
     "write_public",
     "write_secret",
@@ -88,6 +90,23 @@ def write_node_key(private: Path, public: Path) -> None:
     write_public(public, line + b"\n")
 
 
+def write_operator_key(private: Path, publics: Sequence[Path]) -> None:
+    """Write the key that signs what clients take part in, and its public half for each of them."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    write_private(private, _pem(key))
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    for path in publics:
+        write_public(path, public)
+
+
+def write_application_key(private: Path, public: Path) -> None:
+    """Write the two halves of the key by which a client signs its replies (Ed25519; PEM, and OpenSSH's line)."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    write_private(private, _pem(key))
+    line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    write_public(public, line + b"\n")
+
+
 def write_secret(*paths: Path) -> None:
     """Write one new secret to each of the paths."""
     secret = secrets.token_hex(32).encode()
@@ -112,7 +131,7 @@ def _write(path: Path, data: bytes, mode: int) -> None:
         file.write(data)
 
 
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

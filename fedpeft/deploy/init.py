@@ -3,6 +3,7 @@
 DIR/federation.toml                 what was asked for
 DIR/docker-compose.yml              all of it on one machine
 DIR/authority/ca.key                signs certificates; keep it off the machines that run the federation
+DIR/authority/operator.key          signs what clients take part in; keep it off them too
 DIR/server/, DIR/client-K/          docker-compose.yml and secrets/ of one machine each
 """
 
@@ -18,16 +19,21 @@ import tomli_w
 from fedpeft.deploy import compose
 from fedpeft.deploy.identity import (
     make_authority,
+    write_application_key,
     write_authority,
     write_certificate,
     write_node_key,
+    write_operator_key,
     write_public,
     write_secret,
 )
-from fedpeft.deploy.topology import CA, NODE, SERVER, SUPERLINK, machine_of
+from fedpeft.deploy.topology import APPLICATION, CA, NODE, OPERATOR, PINS, SERVER, SUPERLINK, machine_of
 from fedpeft.errors import InputError
+from fedpeft.pinning.manifest import open_text, parse
+from fedpeft.pinning.signed import write_signed
+from fedpeft.wire.signature import PUBLIC
 
-__all__ = ["Deployment", "init", "read"]
+__all__ = ["Deployment", "init", "pin", "read"]
 
 _MANIFEST, _FORMAT = "federation.toml", 1
 _LOCAL = ("localhost", "127.0.0.1")
@@ -64,6 +70,7 @@ def init(folder: Path, *, num_clients: int, host: str) -> Deployment:
     _require(folder, num_clients, host)
     deployment = Deployment(folder=folder, host=host, num_clients=num_clients)
     _identities(deployment)
+    pin(deployment, open_text())
     for client in range(1, num_clients + 1):
         text = compose.client_file(client, num_clients, host, lambda name: f"secrets/{name}")
         write_public(folder / f"client-{client}" / "docker-compose.yml", text.encode())
@@ -119,4 +126,25 @@ def _identities(deployment: Deployment) -> None:
     for client, secrets in enumerate(machines, 1):
         write_certificate(authority, secrets, NODE.format(client), (NODE.format(client), *_LOCAL))
         write_node_key(secrets / f"node-{client}", server / f"node-{client}.pub")
+        write_application_key(secrets / APPLICATION.format(client), server / PUBLIC.format(client))
         write_secret(secrets / f"superexec-{client}")
+    operators = [secrets / OPERATOR.format(client) for client, secrets in enumerate(machines, 1)]
+    write_operator_key(_operator(folder), operators)
+
+
+def pin(deployment: Deployment, manifest: str) -> list[Path]:
+    """Sign a manifest for each client and put it beside the client's secrets; return where they lie.
+
+    Raises:
+        InputError: it is no manifest, or the operator's key is not there.
+    """
+    parse(manifest, where="manifest")
+    clients = range(1, deployment.num_clients + 1)
+    paths = [deployment.folder / f"client-{client}" / "secrets" / PINS.format(client) for client in clients]
+    for path in paths:
+        write_signed(path, manifest, _operator(deployment.folder))
+    return paths
+
+
+def _operator(folder: Path) -> Path:
+    return folder / "authority" / "operator.key"

@@ -19,7 +19,18 @@ from packaging.version import Version
 
 from fedpeft.deploy.init import Deployment
 from fedpeft.deploy.register import await_online, register
-from fedpeft.deploy.topology import CA, SUPERLINK, TRAINER, Command, Endpoint, Site, client_commands, server_commands
+from fedpeft.deploy.topology import (
+    CA,
+    EXECUTOR,
+    SUPERLINK,
+    TRAINER,
+    Command,
+    Endpoint,
+    Site,
+    client_commands,
+    server_commands,
+    server_environment,
+)
 from fedpeft.engines import operator, processes
 from fedpeft.engines.operator import Operator
 from fedpeft.engines.superlink import await_health, elsewhere, free_port, tail
@@ -134,16 +145,19 @@ def _bring_up(
     register(local.operator, [deployment.secret(f"node-{client}.pub") for client in range(1, count + 1)])
     clients = [client_commands(where, client, count) for client in range(1, count + 1)]
     for commands in (server, *clients):
-        started |= {name: _start(name, command, local) for name, command in commands.items()}
+        own = {EXECUTOR: server_environment(where)}
+        started |= {name: _start(name, command, local, own.get(name)) for name, command in commands.items()}
         for name in commands:
             say(f"{name} started, process {started[name].pid}")
     await_online(local.operator, count, seconds=_START_SECONDS, require_running=local.require_running)
     say(f"{count} clients are online")
 
 
-def _start(name: str, command: Command, local: Local) -> "subprocess.Popen[bytes]":
+def _start(
+    name: str, command: Command, local: Local, own: Mapping[str, str] | None = None
+) -> "subprocess.Popen[bytes]":
     local.logs.mkdir(parents=True, exist_ok=True)
     folder = local.operator.folder
-    environment = {**elsewhere(operator.inherited(folder / name)), _MARK: str(folder)}
+    environment = {**elsewhere(operator.inherited(folder / name)), _MARK: str(folder), **(own or {})}
     program = [operator.script(command[0]), *command[1:]]
     return processes.start(program, environment=environment, folder=folder, log=local.logs / f"{name}.log")

@@ -9,13 +9,20 @@ key, an executor by a secret that it shares with its own SuperLink or SuperNode 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import final
 
+from fedpeft.engines.apps import KEYS_VARIABLE
+from fedpeft.wire.signature import PUBLIC
+
 __all__ = [
+    "APPLICATION",
     "CA",
     "CLIENT",
     "EXECUTOR",
     "NODE",
+    "OPERATOR",
+    "PINS",
     "SERVER",
     "SUPERLINK",
     "TRAINER",
@@ -24,6 +31,7 @@ __all__ = [
     "client_commands",
     "machine_of",
     "server_commands",
+    "server_environment",
 ]
 
 SUPERLINK, EXECUTOR = "superlink", "superexec-server"
@@ -31,8 +39,15 @@ NODE, TRAINER, CLIENT = "supernode-{}", "trainer-{}", "superexec-client-{}"
 """Names of services; the latter of a client, counted from 1."""
 SERVER, CA = "server", "ca.crt"
 """Names of secrets: what the certificate and the key of the SuperLink begin with, and who signed them."""
+PINS, OPERATOR = "pins-{}.toml", "operator-{}.pub"
+"""Names of what lies beside a client's secrets: what its trainer takes part in, and whose signature that has."""
 
-_OWN = re.compile(r"(?:node|supernode|superexec)-(\d+)(?:\.crt|\.key)?")
+APPLICATION = "application-{}"
+"""Name of the secret by which a client signs its replies; its public half is a file of the server's."""
+
+_OWN = re.compile(
+    r"(?:node|supernode|superexec|application)-(\d+)(?:\.crt|\.key)?|(?:pins|operator)-(\d+)\.(?:toml|toml\.sig|pub)"
+)
 """Names of secrets that one client alone has."""
 
 Command = tuple[str, ...]
@@ -41,7 +56,7 @@ Command = tuple[str, ...]
 def machine_of(secret: str) -> str:
     """Return whose machine a secret is on: ``server``, or ``client-K``; the authority's certificate is on each."""
     own = _OWN.fullmatch(secret)
-    return f"client-{own[1]}" if own else SERVER
+    return f"client-{own[1] or own[2]}" if own else SERVER
 
 
 @final
@@ -96,6 +111,11 @@ def server_commands(site: Site) -> dict[str, Command]:
     return {SUPERLINK: superlink, EXECUTOR: _executor(site, site.runtime, "server")}
 
 
+def server_environment(site: Site) -> dict[str, str]:
+    """Return what the server's executor, and so the server's half, has in its environment: whose replies it takes."""
+    return {KEYS_VARIABLE: str(PurePosixPath(site.secret(PUBLIC.format(1))).parent)}
+
+
 def client_commands(site: Site, client: int, num_clients: int) -> dict[str, Command]:
     """Return service -> command line of one client's side; clients count from 1, partitions from 0."""
     own, name, address = site.node(client), NODE.format(client), f"unix://{site.socket(client)}"
@@ -110,7 +130,15 @@ def client_commands(site: Site, client: int, num_clients: int) -> dict[str, Comm
         *_tls(site, name),
         *_isolated(site, str(client)),
     )
-    trainer = ("fedpeft", "trainer", f"--listen={address}", f"--state={site.kept(client)}")
+    trainer = (
+        "fedpeft",
+        "trainer",
+        f"--listen={address}",
+        f"--state={site.kept(client)}",
+        f"--application-key={site.secret(APPLICATION.format(client))}",
+        f"--pins={site.secret(PINS.format(client))}",
+        f"--pins-key={site.secret(OPERATOR.format(client))}",
+    )
     return {name: supernode, TRAINER.format(client): trainer, CLIENT.format(client): _executor(site, own, str(client))}
 
 

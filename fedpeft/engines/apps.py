@@ -4,6 +4,7 @@ What trains or aggregates is imported when it is first needed: a client app that
 """
 
 import logging
+import os
 import shlex
 from functools import lru_cache
 from pathlib import Path
@@ -15,14 +16,29 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedpeft import config
 from fedpeft.config import Experiment
+from fedpeft.engines.watchdog import watched
 from fedpeft.errors import ConfigError
 from fedpeft.trainer.forward import forward
+from fedpeft.wire.failure import failure, tells
 
 if TYPE_CHECKING:
+    from fedpeft.pinning.gate import Gate
     from fedpeft.privacy.own import OwnLedger
+    from fedpeft.rounds.answered import Answered
     from fedpeft.training.workbench import Workbench
+    from fedpeft.wire.signature import Keys, Signer
 
-__all__ = ["LEDGER_KEYS", "TRAINER_KEY", "flower_client_app", "flower_server_app", "split_override"]
+__all__ = [
+    "ANSWERS_KEY",
+    "KEYS_VARIABLE",
+    "LEDGER_KEYS",
+    "PIN_KEYS",
+    "SIGNING_KEY",
+    "TRAINER_KEY",
+    "flower_client_app",
+    "flower_server_app",
+    "split_override",
+]
 
 _LOG = logging.getLogger("flwr.fedpeft")
 """Below Flower's own logger, so that it comes out where Flower's lines do, and so in ``flwr log``."""
@@ -30,6 +46,14 @@ TRAINER_KEY = "trainer"
 """In the node config: the address of the trainer that answers for this node."""
 LEDGER_KEYS = ("privacy-state", "lifetime-epsilon", "lifetime-delta")
 """In the config of a node without a trainer: its own ledger's folder, and its budget over all experiments."""
+SIGNING_KEY = "application-key"
+"""In the config of a node without a trainer: the file of the key by which its client signs replies."""
+ANSWERS_KEY = "answer-state"
+"""The same: the folder where its client's answers are kept, so that none is made twice."""
+KEYS_VARIABLE = "FEDPEFT_CLIENT_KEYS"
+"""Environment variable of the server's executor: the folder of all clients' public keys; unset, nobody signs."""
+PIN_KEYS = ("pins", "pins-key")
+"""In the config of a node without a trainer: the manifest that its operator pinned, and whose signature that has."""
 
 
 def flower_server_app(folder: Path) -> ServerApp:
@@ -38,19 +62,37 @@ def flower_server_app(folder: Path) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        from fedpeft.engines.inflating import counting
         from fedpeft.engines.patient import PatientGrid
         from fedpeft.engines.start import ready
         from fedpeft.report.progress import plain_watcher
+        from fedpeft.rounds.admission import largest_reply
         from fedpeft.rounds.fence import serving
         from fedpeft.server import serve
 
         experiment = _experiment(folder, context)
         bench, run, resume = ready(experiment)
         _LOG.info("run directory: %s", run.path.resolve())
-        with serving(run.path, experiment.output.fence):
-            serve(PatientGrid(grid), bench, run, resume=resume, watcher=plain_watcher())
+        patient, keys = PatientGrid(grid, most=largest_reply(bench)), _keys_of_clients()
+        with serving(run.path, experiment.output.fence), counting():
+            serve(patient, bench, run, resume=resume, watcher=plain_watcher(), keys=keys, journaled=True)
 
     return app
+
+
+def _keys_of_clients() -> "Keys | None":
+    """Return the keys by which replies must be signed, where the deployment has some.
+
+    Raises:
+        InputError: the folder that it names holds none.
+    """
+    from fedpeft.wire.signature import read_keys
+
+    if not (folder := os.environ.get(KEYS_VARIABLE)):
+        return None
+    keys = read_keys(Path(folder))
+    _LOG.info("replies are taken that are signed by the keys of %d clients", len(keys.by_client))
+    return keys
 
 
 def flower_client_app(folder: Path) -> ClientApp:
@@ -61,14 +103,23 @@ def flower_client_app(folder: Path) -> ClientApp:
     app = ClientApp()
 
     def answer(message: Message, context: Context) -> Message:
-        trainer = context.node_config.get(TRAINER_KEY)
-        if trainer is None:
-            return _own_app(folder)(message, context)
-        return forward(str(trainer), message, context, folder=folder)
+        try:
+            with watched(message):
+                return _answered(folder, message, context)
+        except Exception as error:  # noqa: BLE001 - the boundary: Flower would tell the server its words
+            return Message(failure(error, _LOG, who="the app", words=tells()), reply_to=message)
 
     for register in (app.query("join"), app.train(), app.evaluate()):
         register(answer)
     return app
+
+
+def _answered(folder: Path, message: Message, context: Context) -> Message:
+    """Ask the trainer that the node config names, or do what it would do."""
+    trainer = context.node_config.get(TRAINER_KEY)
+    if trainer is None:
+        return _own_app(folder)(message, context)
+    return forward(str(trainer), message, context, folder=folder)
 
 
 @lru_cache(maxsize=1)
@@ -80,9 +131,62 @@ def _own_app(folder: Path) -> ClientApp:
         return _workbench(folder, *_keys(context), plan)
 
     def experiment(context: Context) -> Experiment:
-        return _experiment(folder, context)
+        return _load(folder, *_keys(context), outside=_gate(context) is None)
 
-    return client_app(Node(experiment=experiment, workbench=workbench, ledger=_ledger))
+    return client_app(
+        Node(
+            experiment=experiment,
+            workbench=workbench,
+            ledger=_ledger,
+            gate=_gate,
+            tells=tells(),
+            signer=_signer,
+            answered=_kept,
+        )
+    )
+
+
+def _gate(context: Context) -> "Gate | None":
+    """Return what this node's config pins."""
+    pins, key = (context.node_config.get(name) for name in PIN_KEYS)
+    if pins is None and key is not None:
+        raise ConfigError("node config: pins-key without pins; name the manifest too")
+    return _opened(str(pins), None if key is None else str(key)) if pins is not None else None
+
+
+@lru_cache(maxsize=1)
+def _opened(pins: str, key: str | None) -> "Gate | None":
+    from fedpeft.pinning.gate import gate_at
+
+    return gate_at(Path(pins), Path(key) if key is not None else None)
+
+
+def _kept(context: Context) -> "Answered | None":
+    """Return where the node's config has its client's answers kept.
+
+    Raises:
+        ConfigError: not an absolute path.
+    """
+    from fedpeft.rounds.answered import Answered
+
+    folder = context.node_config.get(ANSWERS_KEY)
+    if folder is None:
+        return None
+    if not Path(str(folder)).is_absolute():
+        raise ConfigError(f"node config: {ANSWERS_KEY} = {folder!r}: expected an absolute path; answers must be found")
+    return Answered(Path(str(folder)) / str(int(context.node_config["partition-id"])))
+
+
+def _signer(context: Context) -> "Signer | None":
+    """Return the key that the node's config names.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    from fedpeft.wire.signature import read_signer
+
+    path = context.node_config.get(SIGNING_KEY)
+    return read_signer(Path(str(path))) if path is not None else None
 
 
 def _ledger(context: Context, experiment: Experiment) -> "OwnLedger | None":
@@ -95,8 +199,10 @@ def _ledger(context: Context, experiment: Experiment) -> "OwnLedger | None":
 
     folder, epsilon, delta = (context.node_config.get(key) for key in LEDGER_KEYS)
     lifetime = Lifetime.of(_number(epsilon), _number(delta), where="node config: lifetime-epsilon, lifetime-delta")
+    if (gate := _gate(context)) is not None:
+        lifetime = gate.lifetime(lifetime)
     if folder is None and lifetime is not None:
-        raise ConfigError("node config: lifetime-epsilon without privacy-state; name the folder of the ledger too")
+        raise ConfigError("node config: a lifetime budget without privacy-state; name the folder of the ledger too")
     if folder is None:
         if experiment.privacy is not None:
             _LOG.warning(
@@ -139,8 +245,8 @@ def _experiment(folder: Path, context: Context) -> Experiment:
     return _load(folder, *_keys(context))
 
 
-def _load(folder: Path, name: str, override: str) -> Experiment:
-    return config.load(folder / name, split_override(override))
+def _load(folder: Path, name: str, override: str, *, outside: bool = True) -> Experiment:
+    return config.load(folder / name, split_override(override), outside=outside)
 
 
 def _keys(context: Context) -> tuple[str, str]:

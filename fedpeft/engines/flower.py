@@ -11,7 +11,7 @@ from typing import Any
 from fedpeft.config import Experiment
 from fedpeft.engines.bundle import write_bundle
 from fedpeft.engines.operator import Operator, Status
-from fedpeft.engines.start import ready
+from fedpeft.engines.start import ready, settled
 from fedpeft.engines.superlink import started
 from fedpeft.errors import RunError, UnsupportedError
 from fedpeft.report.run_directory import RunDirectory
@@ -39,7 +39,7 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
         InputError: something is wrong with the experiment; nothing has been written.
         RunError: the run failed; its checkpoint stands. What failed, or the log's end if nobody foresaw it.
     """
-    watcher = watcher or Watcher()
+    watcher, experiment = watcher or Watcher(), settled(experiment)
     resources = _resources(experiment)
     run, num_clients, done = begin(experiment, watcher)
     with tempfile.TemporaryDirectory(prefix="fedpeft-", ignore_cleanup_errors=True) as scratch:

@@ -1,9 +1,11 @@
 """A grid whose pulls never hold up a round: each message is asked for on a thread of its own.
 
 Flower pulls a reply's parts within one call and waits for each, so a client that announces a reply and never sends it
-keeps every other reply of that call, and the round's deadline, waiting.
+keeps every other reply of that call, and the round's deadline, waiting. A reply that Flower cannot put together, or
+that would take too much memory, is one client's failure too.
 """
 
+import logging
 import queue
 import threading
 from collections.abc import Iterable
@@ -12,15 +14,27 @@ from typing import Any, final
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedpeft.engines.inflating import counted
+from fedpeft.wire.record import DamagedError, damaged
+
 __all__ = ["PatientGrid"]
+
+_LOG = logging.getLogger("flwr.fedpeft")
+_DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError),
+    DamagedError,
+)
+"""What is raised while bytes that a client chose are put together; what fails on the way to the server is none."""
 
 
 @final
 class PatientGrid(Grid):
     """Asks another grid, and returns at once with what has come; what never comes costs a thread and nothing else."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, *, most: int = 1 << 31) -> None:
+        """Take a grid, and how many bytes one reply may take while it is put together."""
         self._grid = grid
+        self._most = most
         self._under_way: set[str] = set()
         self._come: queue.SimpleQueue[tuple[str, list[Message] | Exception]] = queue.SimpleQueue()
 
@@ -70,6 +84,11 @@ class PatientGrid(Grid):
 
     def _pull(self, message_id: str) -> None:
         try:
-            self._come.put((message_id, list(self._grid.pull_messages([message_id]))))
+            with counted(self._most):
+                replies = list(self._grid.pull_messages([message_id]))
+            self._come.put((message_id, replies))
+        except _DAMAGE as error:
+            _LOG.warning("a reply could not be put together", exc_info=error)
+            self._come.put((message_id, [damaged(message_id)]))
         except Exception as error:  # noqa: BLE001 - carried to the thread that waits
             self._come.put((message_id, error))

@@ -17,6 +17,7 @@ from fedpeft.engines import operator, processes
 from fedpeft.engines.operator import Operator
 from fedpeft.errors import RunError
 from fedpeft.files import ROOT_VARIABLE
+from fedpeft.wire.failure import WORDS_VARIABLE
 
 __all__ = ["await_health", "elsewhere", "free_port", "started", "tail"]
 
@@ -62,6 +63,7 @@ def _environment(folder: Path, modules: Path, port: int) -> dict[str, str]:
     ray = folder / "ray"
     return {
         **elsewhere(operator.environment(folder / "flwr", f"127.0.0.1:{port}", certificates=None), modules),
+        WORDS_VARIABLE: "tell",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         **({"RAY_TMPDIR": str(ray)} if len(str(ray)) <= _LONGEST_RAY_FOLDER else {}),

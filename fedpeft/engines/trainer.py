@@ -17,9 +17,11 @@ from fedpeft import config
 from fedpeft.adapters.plan import Plan
 from fedpeft.client import Node, client_app
 from fedpeft.config import Experiment
-from fedpeft.engines.apps import LEDGER_KEYS, split_override
+from fedpeft.engines.apps import ANSWERS_KEY, LEDGER_KEYS, PIN_KEYS, SIGNING_KEY, split_override
 from fedpeft.errors import ConfigError
+from fedpeft.pinning.gate import Gate
 from fedpeft.privacy.own import Lifetime, OwnLedger
+from fedpeft.rounds.answered import Answered
 from fedpeft.rounds.roster import job_of
 from fedpeft.trainer.address import parse
 from fedpeft.trainer.message import Question
@@ -27,6 +29,8 @@ from fedpeft.trainer.service import serving
 from fedpeft.trainer.states import States, opened
 from fedpeft.trainer.worker import Call, Worker
 from fedpeft.training.workbench import Workbench, assemble, require_loadable
+from fedpeft.wire.failure import tells
+from fedpeft.wire.signature import Signer
 
 __all__ = ["Parts", "run_trainer"]
 
@@ -38,16 +42,27 @@ class Parts:
     """The parts of the experiment that was last worked for."""
 
     def __init__(
-        self, pinned: Experiment | None = None, *, ledgers: Path | None = None, lifetime: Lifetime | None = None
+        self,
+        pinned: Experiment | None = None,
+        *,
+        ledgers: Path | None = None,
+        lifetime: Lifetime | None = None,
+        gate: Gate | None = None,
+        signer: Signer | None = None,
+        answers: Path | None = None,
     ) -> None:
         """Take the one experiment that is worked for; where there is none, each question brings its own.
 
         ``ledgers`` is the folder of what each client's data has cost in each experiment, over all its runs, and
-        ``lifetime`` the budget over all experiments.
+        ``lifetime`` the budget over all experiments. ``gate`` refuses what is not pinned, ``signer`` is the key by
+        which the client signs, and ``answers`` the folder of what each client has answered.
         """
         self._pinned = pinned
         self._ledgers = ledgers
         self._lifetime = lifetime
+        self._gate = gate
+        self._signer = signer
+        self._answers = answers
         self._held: tuple[str, bytes, Workbench] | None = None
 
     def answer(self, question: Question, message: Message, context: Context, call: Call) -> Message:
@@ -63,7 +78,15 @@ class Parts:
             def ledger(_: Context, experiment: Experiment) -> OwnLedger | None:
                 return self._ledger(experiment, question)
 
-            own = Node(experiment=lambda _: self._experiment(question), workbench=workbench, ledger=ledger)
+            own = Node(
+                experiment=lambda _: self._experiment(question),
+                workbench=workbench,
+                ledger=ledger,
+                gate=lambda _: self._pins(question),
+                tells=tells(),
+                signer=lambda _: self._signer,
+                answered=lambda _: self._answered(question),
+            )
             return client_app(own)(message, context)
 
     def load(self, states: States) -> None:
@@ -87,12 +110,20 @@ class Parts:
             _LOG.info("loaded experiment=%s seconds=%.1f", job_of(experiment), time.monotonic() - began)
         return self._held[2]
 
+    def _pins(self, question: Question) -> Gate | None:
+        _require_without(question, PIN_KEYS, "reads the manifest of --pins")
+        return self._gate
+
+    def _answered(self, question: Question) -> Answered | None:
+        _require_without(
+            question, (SIGNING_KEY, ANSWERS_KEY), "has --application-key and keeps what it answered in its --state"
+        )
+        return None if self._answers is None else Answered(self._answers / str(question.client))
+
     def _ledger(self, experiment: Experiment, question: Question) -> OwnLedger | None:
-        if found := [key for key in LEDGER_KEYS if key in question.node_config]:
-            raise ConfigError(
-                f"node config: {', '.join(found)} without effect, since this node has a trainer, which keeps the "
-                "ledger in its --state and has --lifetime-epsilon and --lifetime-delta; leave them out"
-            )
+        _require_without(
+            question, LEDGER_KEYS, "keeps the ledger in its --state and has --lifetime-epsilon and --lifetime-delta"
+        )
         if self._ledgers is None:
             return None
         return OwnLedger(
@@ -109,20 +140,35 @@ class Parts:
                 "without --experiment"
             )
         overrides = split_override(str(question.run_config.get("override", "")))
-        return config.read(question.experiment, overrides, where=name, name=Path(name).stem)
+        return config.read(question.experiment, overrides, where=name, name=Path(name).stem, outside=self._gate is None)
+
+
+def _require_without(question: Question, keys: tuple[str, ...], instead: str) -> None:
+    if found := [key for key in keys if key in question.node_config]:
+        raise ConfigError(
+            f"node config: {', '.join(found)} without effect, since this node has a trainer, which {instead}; "
+            "leave them out"
+        )
 
 
 def run_trainer(
-    listen: str, state: Path, experiment: Experiment | None = None, *, lifetime: Lifetime | None = None
+    listen: str,
+    state: Path,
+    experiment: Experiment | None = None,
+    *,
+    lifetime: Lifetime | None = None,
+    gate: Gate | None = None,
+    signer: Signer | None = None,
 ) -> None:
     """Answer questions until SIGTERM or SIGINT; what clients keep is in the folder ``state``.
 
-    ``lifetime`` is the privacy budget of each client over all experiments.
+    ``lifetime`` is each client's budget over all experiments, ``gate`` what is pinned, ``signer`` its key for replies.
 
     Raises:
         InputError: the address or the folder cannot be had, or data or model of the experiment cannot be read.
+        PinError: the experiment is not within the pins.
     """
-    address, parts = parse(listen), Parts(experiment, ledgers=state / "privacy", lifetime=lifetime)
+    address, parts = parse(listen), _parts(experiment, state, lifetime, gate, signer)
     with opened(state) as states, _stopping() as stop:
         worker = Worker(parts.answer, states)
         try:
@@ -145,6 +191,18 @@ def run_trainer(
         finally:
             worker.close()
     _LOG.info("trainer stopped")
+
+
+def _parts(
+    experiment: Experiment | None, state: Path, lifetime: Lifetime | None, gate: Gate | None, signer: Signer | None
+) -> Parts:
+    """Return the parts to be; an experiment of the trainer's own must be within the pins."""
+    if gate is not None:
+        lifetime = gate.lifetime(lifetime)
+        if experiment is not None:
+            gate.require_experiment(experiment)
+    kept = {"ledgers": state / "privacy", "answers": state / "answers"}
+    return Parts(experiment, lifetime=lifetime, gate=gate, signer=signer, **kept)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -17,6 +18,7 @@ from fedpeft.errors import ResumeError
 from fedpeft.files import flush_folder
 
 if TYPE_CHECKING:  # a run directory is read without what accounts for it, which takes seconds to import
+    from fedpeft.config.privacy import Privacy
     from fedpeft.privacy.mechanism import Mechanism
 
 __all__ = ["FILE_NAME", "Charge", "Ledger"]
@@ -52,9 +54,27 @@ class Ledger:
         lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.is_file() else []
         return tuple(_read(line, f"{self.path}:{number}") for number, line in enumerate(lines, 1))
 
-    def charged_rounds(self, unit: str) -> int:
+    def mark(self) -> str:
+        """Return what a checkpoint keeps of the ledger as it is now: its length and digest; nothing of an empty one."""
+        return _mark(self.charges())
+
+    def require(self, mark: str) -> None:
+        """Refuse a ledger that lacks, or has otherwise, a charge that it had when a checkpoint was written.
+
+        Raises:
+            ResumeError: names the file and the remedy.
+        """
+        count, charges = int(mark.partition(":")[0] or 0), self.charges()
+        if _mark(charges[:count]) != mark:
+            raise ResumeError(
+                f"{self.path}: is not the ledger that the checkpoint was written beside, which had {count} charge(s), "
+                f"and {len(charges)} are here: what was spent is not known, so nothing more may be; put the file back, "
+                "or start over elsewhere, with a budget that counts this run's as spent"
+            )
+
+    def charged_rounds(self, privacy: "Privacy") -> int:
         """Return the rounds of the one who is charged most: of a client, or of all, where drawing is accounted for."""
-        return _most(self.charges(), unit)
+        return _most(self.charges(), privacy.by_client)
 
     def charge(self, charge: Charge, mechanism: "Mechanism") -> int:
         """Write a charge ahead of its round; return the charged rounds with it.
@@ -65,8 +85,8 @@ class Ledger:
         """
         charges, privacy = self.charges(), mechanism.privacy
         if privacy.noise == "reproducible" and charge in charges:
-            return _most(charges, privacy.unit)
-        total = _most([*charges, charge], privacy.unit)
+            return _most(charges, privacy.by_client)
+        total = _most([*charges, charge], privacy.by_client)
         mechanism.require(total)
         self._append(charge, charges)
         return total
@@ -83,8 +103,12 @@ class Ledger:
         flush_folder(self.path.parent)
 
 
-def _most(charges: Sequence[Charge], unit: str) -> int:
-    if unit == "client":
+def _mark(charges: Sequence[Charge]) -> str:
+    return f"{len(charges)}:{sha256(b''.join(map(_line, charges))).hexdigest()}" if charges else ""
+
+
+def _most(charges: Sequence[Charge], by_client: bool) -> int:
+    if not by_client:
         return len(charges)
     return max(Counter(client for charge in charges for client in charge.clients).values(), default=0)
 

@@ -13,6 +13,10 @@ Client: in each round each client is drawn with probability q = n / N on its own
 is cut to C on the server, as it was decoded, and noise of standard deviation z C is added to the sum, which is divided
 by the constant n. So one client moves the sum by at most C. It holds for what the server publishes: the adapter.
 
+Of known cohorts (a fixed number of clients, drawn without looking at data): the same with q = 1, for neighbours that
+differ by one client's updates being left out. A round costs those whom it asks and no other, so the epsilon of the
+federation is the largest of any client's, of the rounds that asked it; no drawing makes it smaller.
+
 With an adaptive clip (Andrew et al. 2021, arXiv 1905.03871) a second number is released each round: how many updates
 were within C, each counted as +1/2 or -1/2, with noise of standard deviation b. One client moves it by at most 1/2, so
 the pair is one Gaussian release of multiplier z where the updates' own multiplier is (z^-2 - (2b)^-2)^(-1/2).
@@ -22,6 +26,7 @@ z C / sqrt(m), m = rounds.min_clients. The sum of any k >= m of them has z C sqr
 released. It holds for the sum, so against whoever sees no single update, and counts on m clients that do add noise.
 """
 
+import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +47,11 @@ _TRUST = {
     "example": "none in the server: noise is added on the client in each step",
     "central": "the server, which sees each update: what holds is of the adapter it publishes, not of its run folder",
     "distributed": "whoever sees single updates, whose own noise is a share: what holds is of their sum",
+}
+_COMPOSITION = {
+    "example": "the largest of any client's, whose examples are disjoint",
+    "secret": "over all rounds",
+    "known": "the largest of any client's, over the rounds that asked it",
 }
 
 
@@ -119,22 +129,45 @@ class Mechanism:
             "nothing was sent and the last checkpoint stands; another run may set privacy.spare_rounds"
         )
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """What is done to one client's change on its way, in this order; compress stands for the codec, up.
+
+        Before the codec, noise makes all that comes after free; after it, what is cut is what was decoded.
+        """
+        if self.privacy.unit == "example" or self.privacy.placement == "distributed":
+            return ("clip", "noise", "compress")
+        return ("compress", "clip", "noise")
+
+    @property
+    def claim(self) -> str:
+        """What messages say of it, canonical JSON: the same on both sides, and of nobody's data."""
+        said = {
+            "unit": self.privacy.unit,
+            "clip": self.privacy.clip,
+            "noise_multiplier": self.noise_multiplier,
+            "sample_rate": self.sample_rate,
+            "order": self.order,
+        }
+        return json.dumps(said, sort_keys=True, separators=(",", ":"))
+
     def statement(self, num_rounds: int) -> dict[str, Any]:
         """Return what may be claimed after so many charged rounds, in words and numbers."""
-        privacy, example = self.privacy, self.privacy.unit == "example"
+        privacy, example, known = self.privacy, self.privacy.unit == "example", self.privacy.cohorts == "known"
         said = {
             "unit": privacy.unit,
             "epsilon": self.spent(num_rounds),
             "delta": privacy.delta,
             "budget": self.budget,
             "charged_rounds": num_rounds,
-            "adjacency": f"one {privacy.unit} more or less",
-            "sampling": "all take part" if self.sample_rate == 1 else f"Poisson, rate {self.sample_rate:g}",
+            "adjacency": "one client's updates left out" if known else f"one {privacy.unit} more or less",
+            "sampling": _sampling(self.sample_rate, known),
             "accountant": privacy.accountant,
             "noise_multiplier": self.noise_multiplier,
             "clip": privacy.clip,
+            "order": ", ".join(self.order),
             "trust": _TRUST["example" if example else privacy.placement],
-            "composition": "the largest of any client's, whose examples are disjoint" if example else "over all rounds",
+            "composition": _COMPOSITION["example" if example else privacy.cohorts],
             "randomness": "secure" if privacy.noise == "secure" else "REPRODUCIBLE: for research, not private in use",
         }
         if self.bit_noise is not None:
@@ -191,10 +224,12 @@ def _of_examples(privacy: Privacy, train: Train) -> dict[str, Any]:
 
 def _of_clients(privacy: Privacy, rounds: Rounds, num_clients: int) -> dict[str, Any]:
     drawn = min(rounds.clients_per_round or num_clients, num_clients)
-    if drawn < num_clients and rounds.sampling != "poisson":
+    fixed = drawn < num_clients and rounds.sampling != "poisson"
+    if fixed != (privacy.cohorts == "known"):
         raise ConfigError(
-            f"rounds.sampling = {rounds.sampling!r}: a cohort of fixed size is not what the accountant of "
-            "privacy.unit = 'client' accounts for; set rounds.sampling = 'poisson', or draw all clients"
+            f"rounds.sampling = {rounds.sampling!r}, privacy.cohorts = {privacy.cohorts!r}: a cohort of fixed size is "
+            "not what the accountant of secret ones accounts for, and known ones are of fixed size, below all; set "
+            "rounds.sampling = 'poisson', or draw all clients, or set privacy.cohorts = 'known' and sampling 'fixed'"
         )
     population, cohort = privacy.population or num_clients, privacy.cohort or drawn
     if cohort < drawn:
@@ -204,7 +239,8 @@ def _of_clients(privacy: Privacy, rounds: Rounds, num_clients: int) -> dict[str,
             f"privacy.delta = {privacy.delta}: expected less than 1 / {population}, one over the number of clients: "
             "at that, publishing one client's data whole would be allowed"
         )
-    made = {"sample_rate": cohort / population, "steps": 1, "divisor": float(drawn), "noise_scale": drawn / cohort}
+    rate = 1.0 if fixed else cohort / population
+    made = {"sample_rate": rate, "steps": 1, "divisor": float(drawn), "noise_scale": drawn / cohort}
     if privacy.placement == "central":
         return made
     if drawn < num_clients:
@@ -226,3 +262,9 @@ def _bit_noise(privacy: Privacy, noise: float, cohort: float) -> float:
             f"more than half the noise multiplier, {least:.4g}; leave it out to have it follow"
         )
     return found
+
+
+def _sampling(rate: float, known: bool) -> str:
+    if known:
+        return "cohorts of fixed size, counted as known: nothing amplified"
+    return "all take part" if rate == 1 else f"Poisson, rate {rate:g}"

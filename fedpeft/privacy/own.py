@@ -77,7 +77,7 @@ class Terms:
             noise_multiplier=mechanism.noise_multiplier,
             sample_rate=mechanism.sample_rate,
             steps=mechanism.steps,
-            at_least=mechanism.planned_rounds if mechanism.privacy.unit == "client" else 0,
+            at_least=0 if mechanism.privacy.by_client else mechanism.planned_rounds,
         )
 
     def releases(self, charges: int) -> "Releases":

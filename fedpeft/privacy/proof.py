@@ -19,6 +19,10 @@ __all__ = ["TOLERANCE", "prove", "refuse_mixing"]
 
 TOLERANCE = 1e-5
 """Of the largest gradient in the batch, which float32 keeps with room to spare."""
+OWN_TOLERANCE = 1e-3
+"""Of the largest gradient of the same tensor: a small tensor's own gradients are tried as much as a large one's."""
+ROUNDING = 1e-7
+"""Of the largest gradient in the batch: below it a tensor's gradients are what float32 leaves of larger sums."""
 NUDGE = 0.02
 """Standard deviation of what is added to the parameters: where a factor starts at zero, its partner has no gradient."""
 REMEDIES = {
@@ -82,11 +86,11 @@ def _compare(found: Gradients, truth: Gradients, by: str) -> None:
         if got is None or got.shape != expected.shape:
             shape = "none" if got is None else f"shape {tuple(got.shape)}"
             raise UnsupportedError(_differs(by, name, f"expected shape {tuple(expected.shape)}, got {shape}"))
-        away = _distance(got, expected)
-        if not away <= TOLERANCE * largest:
-            share = away / largest if largest else float("inf")
-            bound = f"{share:.1e} of the largest gradient, allowed is {TOLERANCE:.0e}"
-            raise UnsupportedError(_differs(by, name, f"away by {away:.1e}, {bound}"))
+        away, own = _distance(got, expected), _distance(expected, torch.zeros(()))
+        allowed = min(TOLERANCE * largest, OWN_TOLERANCE * own + ROUNDING * largest)
+        if not away <= allowed:
+            how = f"away by {away:.1e}, allowed is {allowed:.1e}; its largest is {own:.1e}, of all {largest:.1e}"
+            raise UnsupportedError(_differs(by, name, how))
     if largest == 0:
         raise UnsupportedError("proof of gradients: all are zero on this probe, which proves nothing; take another one")
 

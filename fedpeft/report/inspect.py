@@ -49,10 +49,10 @@ def _message(path: Path) -> Rows | None:
             continue
         envelope = header.envelope
         own = {name: value for name, value in vars(header).items() if name != "envelope"}
-        shared = {name: value for name, value in vars(envelope).items() if name not in ("manifest", "source")}
+        shared = {name: value for name, value in vars(envelope).items() if name not in ("carries", "source")}
         said = {"message": kind.__name__.lower(), **own, **shared, "payload_sha256": digest.hex()}
-        counts = {"num_tensors": len(envelope.manifest), "num_elements": envelope.num_elements}
-        return [*_pairs({**said, **counts}), *_tensor_rows((s.name, s.shape, s.dtype) for s in envelope.manifest)]
+        counts = {name: vars(envelope.carries)[name] for name in ("manifest_hash", "num_elements")}
+        return [*_pairs({**said, **counts}), *_tensor_rows((s.name, s.shape, s.dtype) for s in envelope.carries.told)]
     return None
 
 

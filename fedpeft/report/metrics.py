@@ -1,6 +1,5 @@
 """A run's numbers for Prometheus, counted from its rounds: on one port, while the block lasts."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
@@ -12,22 +11,7 @@ from fedpeft.errors import InputError
 from fedpeft.report.record import RoundRecord
 from fedpeft.report.watch import Several, Share, Watcher
 
-__all__ = ["MetricsWatcher", "measured", "reason_of"]
-
-_LOST = ("Flower error code", "Flower did not take", "Node Unavailable", "Message Unavailable", "ClientApp")
-_GAVE_UP = re.compile(r"[A-Za-z]\w*(Error|Exception): ")
-
-
-def reason_of(words: str) -> str:
-    """Return one of few words for why a reply was not used: ``late``, ``lost``, ``gave_up`` or ``refused``.
-
-    What a client wrote is never a label: labels are kept for ever.
-    """
-    if words.startswith("no reply within"):
-        return "late"
-    if words.startswith(_LOST):
-        return "lost"
-    return "gave_up" if _GAVE_UP.match(words) or words.startswith("gave up") else "refused"
+__all__ = ["MetricsWatcher", "measured"]
 
 
 @final
@@ -73,7 +57,7 @@ class MetricsWatcher(Watcher):
         self._round.set(record.round)
         self._replies.inc(len(record.clients) - len(record.failures))
         for failure in record.failures:
-            self._refusals.labels(reason_of(failure.reason)).inc()
+            self._refusals.labels(failure.code).inc()
         self._bytes.labels("up").inc(record.bytes_up)
         self._bytes.labels("down").inc(record.bytes_down)
         for phase, seconds in record.seconds.items():

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, final
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from fedpeft.errors import ResumeError, RunError
+from fedpeft.errors import RefusalCode, ResumeError, RunError
 from fedpeft.report.text import one_line
 
 __all__ = ["Failure", "RoundRecord"]
@@ -28,6 +28,8 @@ class Failure:
     client: Count
     reason: str
     """One line of at most 500 characters; cut here, since a client may have written it."""
+    code: RefusalCode = "refused"
+    """What it is counted under: one of few words, whatever a client writes."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", one_line(self.reason)[:500])
@@ -68,6 +70,8 @@ class RoundRecord:
     """The fewest that the updates' bodies could take by their codec's model (``Codec.entropy_bits``), if it has one."""
     worker_processes: Count = 0
     """Processes beside the server's that trained the clients; 0 where they ran in its own, or on nodes of their own."""
+    stack: Count = 1
+    """Clients that were trained side by side in one pass, at most; 1 where each was alone."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by phase; the phases do not overlap."""
 

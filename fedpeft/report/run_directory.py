@@ -27,10 +27,13 @@ _CONFIG = "config.toml"
 _OWNED = (
     "rounds.jsonl",
     "partition.json",
+    "stack.json",
     "summary.json",
     "report.html",
     "checkpoints",
     "clients",
+    "journal",
+    "run.id",
     "adapter",
     _CONFIG,
 )

@@ -22,8 +22,8 @@ __all__ = ["KEEP", "Checkpoint", "latest", "save"]
 
 KEEP = 2
 """The newest so many checkpoints stay."""
-_FORMAT = 3
-_TENSORS = ("adapter", "memory", "exact", "clip")
+_FORMAT = 5
+_TENSORS = ("adapter", "memory", "exact", "clip", "sent")
 
 
 @final
@@ -36,6 +36,8 @@ class Checkpoint:
     plan: Plan
     config_hash: str
     base_hash: str
+    ledger: str = ""
+    """What was charged until then (``privacy.ledger.Ledger.mark``); empty without privacy."""
 
 
 @timed("record")
@@ -72,6 +74,7 @@ def _header(checkpoint: Checkpoint) -> dict[str, Any]:
         "config_hash": checkpoint.config_hash,
         "base_hash": checkpoint.base_hash,
         "plan_hash": checkpoint.plan.hash,
+        "ledger": checkpoint.ledger,
         **{name: _told(vars(checkpoint.state)[name]) for name in _TENSORS},
     }
 
@@ -85,7 +88,7 @@ def _read(folder: Path) -> Checkpoint:
         header = json.loads(path.read_text(encoding="utf-8"))
         if header["format"] != _FORMAT or folder.name != _name(header["round"]):
             raise ValueError(f"format {header['format']}, round {header['round']}")
-        kept = {name: str(header[name]) for name in ("config_hash", "base_hash", "plan_hash")}
+        kept = {name: str(header[name]) for name in ("config_hash", "base_hash", "plan_hash", "ledger")}
         sums = {name: (list(header[name]["names"]), header[name]["digest"]) for name in _TENSORS}
     with _piece(folder / "plan.bin") as path:
         plan = Plan.from_bytes(path.read_bytes())

@@ -7,7 +7,7 @@ up neither the sending nor, within these bounds, the fetching of others.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import final
 
@@ -24,22 +24,29 @@ _NOT_SENT = 1001
 
 
 def in_order(
-    grid: Grid, outgoing: Iterable[tuple[int, Message]], *, window: int, timeout: float, longest: float = math.inf
+    grid: Grid,
+    outgoing: Iterable[tuple[int, Message]],
+    *,
+    window: int,
+    timeout: float,
+    longest: float = math.inf,
+    arrived: Callable[[int, Message], Message | None] = lambda *_: None,
 ) -> Iterator[tuple[int, Message | None]]:
     """Yield (client, reply) in the order of ``outgoing``; None stands for a reply that did not come in time.
 
     A message that the grid does not take is answered with an error at once. A reply is asked for until its message has
     timed out, and never after. ``timeout`` is of each message from when it is sent, ``longest`` of all of them from
-    now; what is still to be sent then never is.
+    now; what is still to be sent then never is. ``arrived`` looks at each reply when it comes, before its turn, and may
+    have another message sent in the place of the first, whose time is not prolonged and whose reply is not taken.
     """
     ends = time.monotonic() + longest
-    queue = _Queue(grid=grid, source=iter(outgoing), window=window, timeout=timeout, ends=ends)
+    queue = _Queue(grid=grid, source=iter(outgoing), window=window, timeout=timeout, ends=ends, told=arrived)
     pause = _SHORTEST_SECONDS
     while queue.send():
-        arrived = queue.fetch()
+        fetched = queue.fetch()
         if due := queue.head_is_due():
             yield queue.pop()
-        if due or arrived:
+        if due or fetched:
             pause = _SHORTEST_SECONDS
         else:
             time.sleep(pause)
@@ -57,6 +64,8 @@ class _Queue:
     timeout: float
     ends: float
     """When all is over, by the monotonic clock."""
+    told: Callable[[int, Message], Message | None]
+    """Looks at each reply."""
     sent: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Message id -> client and deadline, in order."""
     replies: dict[str, Message] = field(default_factory=dict)
@@ -89,9 +98,18 @@ class _Queue:
         arrived = False
         for reply in self.grid.pull_messages(asked) if asked else ():
             if (message_id := reply.metadata.reply_to_message_id) in asked and message_id not in self.replies:
-                self.replies[message_id] = reply
+                fresh = self.told(self.sent[message_id][0], reply)
+                if fresh is None or not self._sent_again(message_id, fresh):
+                    self.replies[message_id] = reply
                 arrived = True
         return arrived
+
+    def _sent_again(self, message_id: str, fresh: Message) -> bool:
+        """Put a message in another one's place; False where the grid does not take it."""
+        if (taken := next(iter(self.grid.push_messages([fresh])), None)) is None:
+            return False
+        self.sent = {taken if name == message_id else name: kept for name, kept in self.sent.items()}
+        return True
 
     def head_is_due(self) -> bool:
         """Tell whether the first message is answered or too late."""

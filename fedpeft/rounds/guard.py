@@ -1,7 +1,7 @@
 """What privacy adds to a round on the server: the charge before it, the cut of each update, the noise on the sum."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -10,10 +10,11 @@ import torch
 from fedpeft.privacy.ledger import Charge, Ledger
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.per_client import clipped, length
-from fedpeft.privacy.randomness import gaussian, source
+from fedpeft.privacy.randomness import Randomness, gaussian, source
+from fedpeft.rounds.journal import inputs_of
 from fedpeft.rounds.tally import Tally
 from fedpeft.strategies.base import ClientUpdate, State, WeightedSum
-from fedpeft.tensors import Spec, Tensors
+from fedpeft.tensors import Tensors
 from fedpeft.timing import timed
 from fedpeft.training.workbench import Workbench
 
@@ -42,13 +43,22 @@ class Guard:
         return float(state.clip[_CLIP]) if state.clip else self.mechanism.privacy.clip
 
     @timed("privacy")
-    def charge(self, state: State, cohort: Sequence[int], round_number: int) -> float:
+    def charge(self, state: State, cohort: Sequence[int], round_number: int, kept: Collection[int] = ()) -> float:
         """Charge a round before it begins; return epsilon with it.
+
+        Clients whose replies are ``kept`` from an earlier start of the round are not asked: where each adds noise of
+        its own, and secret, what they released is charged already. All else of a repeated round is charged again, or
+        is known by the ledger to be the same release.
 
         Raises:
             RunError: it would exceed the budget; nothing has been sent.
         """
-        charge = Charge(round=round_number, clients=tuple(cohort), inputs=_digest(state))
+        privacy, clients = self.mechanism.privacy, tuple(cohort)
+        if privacy.unit == "example" and privacy.noise == "secure":
+            clients = tuple(client for client in cohort if client not in kept)
+            if cohort and not clients:
+                return self.mechanism.spent(self.ledger.charged_rounds(privacy))
+        charge = Charge(round=round_number, clients=clients, inputs=inputs_of(state))
         return self.mechanism.spent(self.ledger.charge(charge, self.mechanism))
 
     @timed("privacy")
@@ -72,9 +82,8 @@ class Guard:
         adaptive, deviation = self.mechanism.privacy.adaptive, self.mechanism.bit_noise
         if adaptive is None or deviation is None:
             return after
-        generator = self._source("clip", round_number, _digest(before), tally.num_within, tally.num_updates)
-        secure, spec = self.mechanism.privacy.noise == "secure", Spec(name=_CLIP, shape=(1,), dtype="float32")
-        noise = float(gaussian([spec], deviation * self.mechanism.noise_scale, generator, secure=secure)[_CLIP])
+        randomness = self._source("clip", round_number, inputs_of(before), tally.num_within, tally.num_updates)
+        noise = float(randomness.gaussian((1,), deviation * self.mechanism.noise_scale))
         share = (tally.num_within - tally.num_updates / 2 + noise) / self.mechanism.divisor + 0.5
         clip = self.clip(before) * math.exp(-adaptive.learning_rate * (share - adaptive.quantile))
         return replace(after, clip=Tensors({_CLIP: torch.tensor([clip], dtype=torch.float64)}))
@@ -90,26 +99,22 @@ class Guard:
             return total
         if not self.central:
             return replace(total, weight=self.mechanism.divisor)
-        slots, strategy, privacy = self.bench.adapted.attached.slots, self.bench.strategy, self.mechanism.privacy
+        slots, strategy = self.bench.adapted.attached.slots, self.bench.strategy
         asked = strategy.directive(slots, state, round_number=round_number, client=0)
-        generator, secure = self._source("server", round_number, _digest(state), _sum(total)), privacy.noise == "secure"
+        randomness = self._source("server", round_number, inputs_of(state), _sum(total))
         deviation = self.mechanism.std_at(self.clip(state))
-        noise = gaussian(asked.select(slots, strategy.uplink(slots)), deviation, generator, secure=secure)
+        noise = gaussian(asked.select(slots, strategy.uplink(slots)), deviation, randomness)
         update = strategy.prepare(slots, state, ClientUpdate(client=0, delta=noise, num_examples=1, directive=asked))
         summed: WeightedSum = strategy.accumulate(total, update)
         return replace(summed, weight=self.mechanism.divisor)
 
-    def _source(self, *purpose: str | int) -> torch.Generator:
+    def _source(self, *purpose: str | int) -> Randomness:
         return source(self.mechanism.privacy, self.bench.experiment.seed, *purpose)
 
 
 def guard(bench: Workbench, ledger: Ledger) -> Guard | None:
     """Return the guard of an experiment with a [privacy] table."""
     return Guard(bench=bench, mechanism=bench.mechanism, ledger=ledger) if bench.mechanism is not None else None
-
-
-def _digest(state: State) -> str:
-    return "".join(tensors.digest() for tensors in (state.adapter, state.memory, state.exact, state.clip))
 
 
 def _sum(total: WeightedSum) -> str:

@@ -15,7 +15,8 @@ def resumed(run: RunDirectory, bench: Workbench, memories: MemoryFolder | None =
     """Return the newest checkpoint and forget the rounds after it; None where round 0 was never committed.
 
     Raises:
-        ResumeError: the checkpoint is damaged, or of other parts than these, or what clients kept is lost.
+        ResumeError: the checkpoint is damaged, or of other parts than these, or what clients kept is lost, or what was
+            charged.
     """
     found = checkpoints.latest(run.checkpoints)
     if found is not None and found.round_number and bench.remembers():
@@ -31,6 +32,7 @@ def resumed(run: RunDirectory, bench: Workbench, memories: MemoryFolder | None =
             raise ResumeError(f"{run.checkpoints}: {name} {vars(found)[name][:12]} is not {vars(now)[name][:12]}")
     if found.plan.hash != bench.adapted.plan.hash:
         raise ResumeError(f"{run.checkpoints}: the adapter's plan has changed; the libraries may have been updated")
+    run.ledger.require(found.ledger)
     found.state.adapter.require(bench.adapted.attached.manifest(), where=str(run.checkpoints))
     return found
 
@@ -45,7 +47,7 @@ def _require_memories(run: RunDirectory, bench: Workbench, memories: MemoryFolde
     memories.require([record for record in run.records() if record.round <= round_number])
 
 
-def checkpoint_of(bench: Workbench, state: State, round_number: int) -> Checkpoint:
+def checkpoint_of(bench: Workbench, state: State, round_number: int, *, ledger: str = "") -> Checkpoint:
     """Return what is committed of a round."""
     return Checkpoint(
         round_number=round_number,
@@ -53,4 +55,5 @@ def checkpoint_of(bench: Workbench, state: State, round_number: int) -> Checkpoi
         plan=bench.adapted.plan,
         config_hash=bench.experiment.hash,
         base_hash=bench.adapted.base_hash,
+        ledger=ledger,
     )

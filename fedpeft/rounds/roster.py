@@ -13,6 +13,7 @@ from fedpeft.rounds.collect import in_order
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.message import Envelope, Join, Joined, expect
 from fedpeft.wire.payload import pack, unpack
+from fedpeft.wire.signature import Keys
 
 __all__ = ["find_clients", "job_name", "job_of"]
 
@@ -32,19 +33,21 @@ def job_of(experiment: Experiment) -> str:
     return f"{experiment.name}-{experiment.hash[:16]}"
 
 
-def find_clients(grid: Grid, bench: Workbench, *, patience: float = _PATIENCE_SECONDS) -> dict[int, int]:
-    """Hand the plan to every node and return client -> node, complete.
+def find_clients(
+    grid: Grid, bench: Workbench, *, patience: float = _PATIENCE_SECONDS, fence: int = 0, keys: Keys | None = None
+) -> dict[int, int]:
+    """Hand the plan to every node and return client -> node, complete; with keys each has signed that it is there.
 
     Raises:
         RunError: nodes are missing, refuse the plan, or claim the same client; names them.
     """
     num_clients = bench.shares.num_clients
     nodes = _wait_for_nodes(grid, num_clients, patience)
-    record = pack(_join(bench), bench.adapted.plan.to_bytes())
+    record = pack(_join(bench, fence), bench.adapted.plan.to_bytes())
     outgoing = ((node, grid.create_message(record, "query.join", node, "0", patience)) for node in nodes)
     found: dict[int, int] = {}
     for node, reply in in_order(grid, outgoing, window=bench.experiment.rounds.window, timeout=patience):
-        client = _client_of(bench, node, reply)
+        client = _client_of(bench, node, reply, fence, keys)
         if client in found or not 0 <= client < num_clients:
             raise RunError(f"node {node} says it is client {client}: taken already, or not below {num_clients}")
         found[client] = node
@@ -69,7 +72,7 @@ def _wait_for_nodes(grid: Grid, num_clients: int, patience: float) -> list[int]:
     return nodes
 
 
-def _client_of(bench: Workbench, node: int, reply: Message | None) -> int:
+def _client_of(bench: Workbench, node: int, reply: Message | None, fence: int, keys: Keys | None) -> int:
     if reply is None:
         raise RunError(f"node {node} did not answer the handshake in time")
     if reply.has_error():
@@ -77,14 +80,14 @@ def _client_of(bench: Workbench, node: int, reply: Message | None) -> int:
             f"node {node} refused the plan: {one_line(reply.error.reason or str(reply.error.code))[:_MAX_REASON]}"
         )
     try:
-        return _joined(bench, reply)
+        return _joined(bench, reply, fence, keys)
     except WireError as error:
         raise RunError(f"node {node} gave no valid answer to the handshake: {error}") from error
 
 
-def _joined(bench: Workbench, reply: Message) -> int:
+def _joined(bench: Workbench, reply: Message, fence: int, keys: Keys | None) -> int:
     header, _ = unpack(reply.content, Joined)
-    join = _join(bench).envelope
+    join = _join(bench, fence).envelope
     expect(
         header,
         job=join.job,
@@ -93,11 +96,14 @@ def _joined(bench: Workbench, reply: Message) -> int:
         plan_hash=join.plan_hash,
         base_hash=None,
         codec=join.codec,
+        fence=fence,
     )
+    if keys is not None:
+        keys.require(header.client, reply.content)
     return header.client
 
 
-def _join(bench: Workbench) -> Join:
+def _join(bench: Workbench, fence: int = 0) -> Join:
     return Join(
         envelope=Envelope(
             job=job_name(bench),
@@ -105,6 +111,7 @@ def _join(bench: Workbench) -> Join:
             config_hash=bench.experiment.hash,
             plan_hash=bench.adapted.plan.hash,
             base_hash=bench.adapted.base_hash,
-            codec=bench.experiment.codec.names,
+            codec=bench.experiment.codec.words,
+            fence=fence,
         )
     )

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 
 from fedpeft import seeds
+from fedpeft.privacy.randomness import Randomness, Repeatable
 
 __all__ = ["draw_cohort", "draw_spares", "first_of_permutation"]
 
@@ -21,18 +22,18 @@ def draw_cohort(
     seed: int,
     round_number: int,
     sampling: Literal["fixed", "poisson"] = "fixed",
-    generator: torch.Generator | None = None,
+    randomness: Randomness | None = None,
 ) -> tuple[int, ...]:
     """Return the round's clients in ascending order; all of them when clients_per_round is None.
 
     fixed: exactly so many, without replacement. poisson: each on its own with probability clients_per_round /
-    num_clients, so perhaps none. The generator, where given, takes the place of one that seed and round make.
+    num_clients, so perhaps none; the randomness, where given, takes the place of what seed and round make.
     """
     if clients_per_round is None or clients_per_round >= num_clients:
         return tuple(range(num_clients))
-    generator = generator or seeds.generator(seed, "cohort", round_number)
+    generator = seeds.generator(seed, "cohort", round_number)
     if sampling == "poisson":
-        return _poisson(num_clients, clients_per_round / num_clients, generator)
+        return _poisson(num_clients, clients_per_round / num_clients, randomness or Repeatable(generator))
     return tuple(sorted(first_of_permutation(num_clients, clients_per_round, generator)))
 
 
@@ -72,11 +73,10 @@ def _bits(number: int, generator: torch.Generator) -> list[int]:
     return [half for pair in pairs.tolist() for half in (pair >> 32 & 0xFFFFFFFF, pair & 0xFFFFFFFF)][:number]
 
 
-def _poisson(num_clients: int, rate: float, generator: torch.Generator) -> tuple[int, ...]:
+def _poisson(num_clients: int, rate: float, randomness: Randomness) -> tuple[int, ...]:
     """Return who is drawn; the chances are those of one ``torch.rand`` over all clients."""
     drawn: list[int] = []
     for start in range(0, num_clients, _CHUNK):
         number = min(_CHUNK, num_clients - start)
-        chances = torch.rand(number, generator=generator, dtype=torch.float64)
-        drawn += [start + place for place in (chances < rate).nonzero().flatten().tolist()]
+        drawn += [start + place for place in (randomness.uniform(number) < rate).nonzero().flatten().tolist()]
     return tuple(drawn)

@@ -39,6 +39,12 @@ class Tally:
         return self._loss_sum / self._num_examples if self._num_examples else None
 
     @property
+    def answered(self) -> list[int]:
+        """The clients whose updates were taken."""
+        failed = {failure.client for failure in self.failures}
+        return [client for client in self.clients if client not in failed]
+
+    @property
     def bytes_up_bound(self) -> int | None:
         """The fewest bytes that the updates could take; None where a codec has no model."""
         return None if self._bits_up is None else math.ceil(self._bits_up / 8)

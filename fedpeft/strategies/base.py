@@ -35,6 +35,9 @@ class State:
     exact: Tensors = field(default_factory=Tensors)
     """The adapter before the downlink's codec, with feedback.down; empty without. The server's alone: what a strategy
     returns of it is not looked at."""
+    sent: Tensors = field(default_factory=Tensors)
+    """Where changes of the adapter go down: the packed ones of the last rounds, and which adapter each client holds.
+    The server's alone, like ``exact``."""
     clip: Tensors = field(default_factory=Tensors)
     """The norm that the next round's updates are cut to, (1,) float64, where it follows them; empty without. The
     server's alone, like ``exact``."""

@@ -1,5 +1,6 @@
 """The app's side: a Flower message goes to the trainer, its answer is the reply. No torch and no model is imported."""
 
+import logging
 import time
 from pathlib import Path
 from typing import cast
@@ -11,14 +12,18 @@ from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.trainer.address import Address, parse
 from fedpeft.trainer.message import Question, ask_parts, read_answer
 from fedpeft.trainer.protocol import METHOD, OPTIONS
+from fedpeft.wire.failure import failure, tells
 from fedpeft.wire.pb.v1 import trainer_pb2 as pb
-from fedpeft.wire.record import GAVE_UP, content_of
+from fedpeft.wire.record import content_of
 
 __all__ = ["forward"]
 
+_LOG = logging.getLogger("flwr.fedpeft")
+"""Below Flower's own logger, so that it comes out in the log of the process that Flower started."""
+
 
 def forward(trainer: str, message: Message, context: Context, *, folder: Path) -> Message:
-    """Return what the trainer at an address answers; what goes wrong on the way is an error reply that names it.
+    """Return what the trainer at an address answers; what goes wrong on the way is a coded error.
 
     The experiment's file is looked for in the folder, and its text goes along.
     """
@@ -26,7 +31,7 @@ def forward(trainer: str, message: Message, context: Context, *, folder: Path) -
         address = parse(trainer)
         reply = _asked(address, _question(message, context, folder), _seconds_left(message))
     except (FedpeftError, OSError) as error:
-        reply = Error(GAVE_UP, f"{type(error).__name__}: {error}")
+        reply = failure(error, _LOG, who="the way to the trainer", words=tells())
     return Message(reply, reply_to=message)
 
 

@@ -123,13 +123,20 @@ def read_answer(parts: Iterable[pb.AnswerPart], *, limit: int = MAX_BODY) -> Rec
     if kind == "failure":
         return Error(answer.failure.code, answer.failure.reason)
     body = _gather("answer", answer.content, (part.piece for part in parts), limit)
-    return record_of(Content(answer.content.header, answer.content.checksum, body))
+    content = answer.content
+    return record_of(Content(content.header, content.checksum, body, content.signature))
 
 
 def _head(content: Content) -> pb.Content:
     digest = hashlib.sha256(content.body).digest()
     num_bytes = len(content.body)
-    return pb.Content(header=content.header, checksum=content.checksum, num_bytes=num_bytes, sha256=digest)
+    return pb.Content(
+        header=content.header,
+        checksum=content.checksum,
+        num_bytes=num_bytes,
+        sha256=digest,
+        signature=content.signature,
+    )
 
 
 def _pieces(body: bytes) -> Iterator[bytes]:

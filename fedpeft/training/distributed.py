@@ -22,6 +22,6 @@ def hidden(bench: Workbench, delta: Tensors, *, client: int, round_number: int) 
     mechanism = bench.mechanism
     if mechanism is None or mechanism.shares is None:
         return delta
-    cut, privacy = clipped(delta, mechanism.privacy.clip), mechanism.privacy
-    generator = source(privacy, bench.experiment.seed, "share", client, round_number, cut.digest())
-    return cut + gaussian(cut.manifest(), mechanism.share_std, generator, secure=privacy.noise == "secure")
+    cut = clipped(delta, mechanism.privacy.clip)
+    randomness = source(mechanism.privacy, bench.experiment.seed, "share", client, round_number, cut.digest())
+    return cut + gaussian(cut.manifest(), mechanism.share_std, randomness)

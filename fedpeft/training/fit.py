@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from fedpeft.codecs.chain import chained
 from fedpeft.config import Experiment
 from fedpeft.errors import UnsupportedError
 from fedpeft.strategies.base import Strategy
 from fedpeft.strategies.ranks import require_zero_start
 from fedpeft.training.adapted import Adapted
+from fedpeft.training.bounds import require_bounded
+from fedpeft.training.changes import require_changes
 
 __all__ = ["require_fit"]
 
@@ -19,7 +22,11 @@ def require_fit(experiment: Experiment, strategy: Strategy[Any], adapted: Adapte
     """
     strategy.check(adapted.attached.slots)
     strategy.check_settings(train=experiment.train, evaluate=experiment.evaluate)
-    _require_start(experiment, strategy, adapted, num_clients)
+    require_bounded(experiment, adapted.attached.slots)
+    changes = chained(experiment.codec_down.build()).changes_only
+    if changes:
+        require_changes(experiment, strategy, adapted.adapter, adapted.attached.slots)
+    _require_start(experiment, strategy, adapted, num_clients, changes=changes)
     _require_scaling(experiment, strategy, adapted)
     _require_cohort(experiment, strategy, num_clients)
 
@@ -33,15 +40,18 @@ def _require_cohort(experiment: Experiment, strategy: Strategy[Any], num_clients
         )
 
 
-def _require_start(experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, num_clients: int) -> None:
+def _require_start(
+    experiment: Experiment, strategy: Strategy[Any], adapted: Adapted, num_clients: int, *, changes: bool
+) -> None:
     """Refuse pairs that start at a product where a client may hold fewer ranks, and so lack part of the base."""
     slots = adapted.attached.slots
     state = strategy.init(slots, adapted.initial)
     asked = strategy.directives(slots, state, round_number=1, num_clients=num_clients)
     ranked = any(directive.rank is not None for directive in asked)
-    if ranked and experiment.feedback.down:
+    if ranked and (experiment.feedback.down or changes):
+        setting = f"codec_down = {experiment.codec_down.names[0]!r}" if changes else "feedback.down = true"
         raise UnsupportedError(
-            f"feedback.down = true and strategy {experiment.strategy.name!r}, which sends clients unequal ranks, do "
+            f"{setting} and strategy {experiment.strategy.name!r}, which sends clients unequal ranks, do "
             "not go together: a slice is packed otherwise than the whole, so clients decode other bits; leave it out"
         )
     if strategy.rescales() or ranked:

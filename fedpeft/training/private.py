@@ -1,8 +1,8 @@
 """Local training with example-level privacy: DP-SGD over the adapter, in any optimizer.
 
 Abadi et al. (2016), arXiv 1607.00133, with Poisson batches. Each step: draw examples, take each one's own gradient the
-way the adapter declares, cut it over all trained tensors together, add up, add noise (Opacus's optimizer does these
-three), divide by the constant batch size. What is added after that costs nothing: penalties of the parameters alone,
+way the adapter declares, cut it over all trained tensors together and add up (Opacus's optimizer does both), add noise,
+divide by the constant batch size. What is added after that costs nothing: penalties of the parameters alone,
 momentum, Adam's moments, weight decay. A gradient that is not finite counts as none. Ranks that do not train have
 neither gradient nor noise. No loss is measured: nothing but the noised parameters leaves this function.
 """
@@ -20,6 +20,7 @@ from fedpeft.config import Train
 from fedpeft.errors import RunError, UnsupportedError
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.per_sample import Batch, Gradients, Losses, way
+from fedpeft.privacy.randomness import Randomness
 from fedpeft.tasks.base import Examples, Task
 from fedpeft.timing import phase, timed
 from fedpeft.training.loop import Outcome, autocast, counted, to_device
@@ -28,7 +29,7 @@ from fedpeft.training.optimizers import make_optimizer
 if TYPE_CHECKING:
     from opacus.optimizers import DPOptimizer
 
-__all__ = ["Private", "train_privately"]
+__all__ = ["Private", "draw", "train_privately"]
 
 _LEFT = ("grad_sample", "summed_grad")
 """Attributes that Opacus leaves on parameters."""
@@ -41,7 +42,7 @@ class Private:
 
     mechanism: Mechanism
     support: GradientSupport
-    noise: torch.Generator
+    noise: Randomness
     """Of this turn alone: who is in a batch, and the noise."""
     active: Mapping[str, Tensor]
     """Trained parameter -> mask that broadcasts to its shape, where only a part of it trains."""
@@ -72,7 +73,7 @@ def train_privately(
     try:
         with seeds.isolated(seed, "dropout"):
             for step in range(total):
-                for rows in _batches(examples, train.batch_size, private):
+                for rows in draw(examples, train.batch_size, private):
                     batch = _batch(task, rows, model)
                     _hand_over(_gradients(model, batch, _losses(task, precision), parameters, private), parameters)
                     with phase("privacy"):
@@ -112,17 +113,15 @@ def _optimizer(train: Train, parameters: Mapping[str, nn.Parameter], rate: float
         max_grad_norm=privacy.clip,
         expected_batch_size=None,
         loss_reduction="sum",
-        generator=private.noise,
-        secure_mode=privacy.noise == "secure",
     )
 
 
-def _batches(examples: Examples, most: int, private: Private) -> Iterator[list[Any]]:
+def draw(examples: Examples, most: int, private: Private) -> Iterator[list[Any]]:
     """Draw each example on its own, and yield those drawn, at most so many together; one empty batch where none is.
 
     What a gradient is made of is bounded in memory; who is drawn is not.
     """
-    drawn = torch.rand(len(examples), generator=private.noise, dtype=torch.float64) < private.mechanism.sample_rate
+    drawn = private.noise.uniform(len(examples)) < private.mechanism.sample_rate
     places = drawn.nonzero().flatten().tolist()
     for start in range(0, max(1, len(places)), most):
         yield [examples[place] for place in places[start : start + most]]
@@ -165,9 +164,9 @@ def _step(optimizer: "DPOptimizer", parameters: Mapping[str, nn.Parameter], pena
     if penalty.per_sample is not None:
         raise UnsupportedError("privacy of examples: the adapter's penalty looks at data; take another adapter")
     with phase("privacy"):
-        optimizer.add_noise()
+        _hide(parameters, private)
     for name, parameter in parameters.items():
-        assert parameter.grad is not None  # noqa: S101 - add_noise has just made it
+        assert parameter.grad is not None  # noqa: S101 - it has just been made
         parameter.grad /= private.mechanism.divisor
         if name in private.active:
             parameter.grad *= private.active[name].to(parameter.grad)
@@ -178,6 +177,14 @@ def _step(optimizer: "DPOptimizer", parameters: Mapping[str, nn.Parameter], pena
     _clear(parameters)
     for parameter in parameters.values():
         vars(parameter)["summed_grad"] = None
+
+
+def _hide(parameters: Mapping[str, nn.Parameter], private: Private) -> None:
+    """Make each gradient of the sum and noise of its own: here, not in Opacus, whose generators can be guessed."""
+    deviation = private.mechanism.noise_multiplier * private.mechanism.privacy.clip
+    for parameter in parameters.values():
+        noise = private.noise.gaussian(tuple(parameter.shape), deviation)
+        parameter.grad = vars(parameter)["summed_grad"].reshape(parameter.shape) + noise.to(parameter)
 
 
 def _clear(parameters: Mapping[str, nn.Parameter]) -> None:

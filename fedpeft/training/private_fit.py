@@ -31,10 +31,25 @@ def require_private(
     if privacy.unit == "example":
         way(adapted.adapter.gradients())
         refuse_mixing(adapted.attached.model)
+        _require_plain_compute(experiment)
     else:
         if privacy.placement == "distributed":
             _require_exact_sum(experiment)
         _require_plain_sum(experiment.strategy.name, strategy, adapted, num_clients)
+
+
+def _require_plain_compute(experiment: Experiment) -> None:
+    """Require that each layer is called once, as what is proved of single examples is, and noise where it is drawn."""
+    if experiment.compute.gradient_checkpointing:
+        raise ConfigError(
+            "compute.gradient_checkpointing: with privacy.unit = 'example' the gradients of single examples are proved "
+            "for blocks that are computed once; leave it out, and lower train.batch_size if memory is short"
+        )
+    if experiment.compute.device != "cpu":
+        raise ConfigError(
+            f"compute.device = {experiment.compute.device!r}: with privacy.unit = 'example' the noise of each step is "
+            "drawn on the CPU; write 'cpu', or take privacy.unit = 'client'"
+        )
 
 
 def _require_exact_sum(experiment: Experiment) -> None:

@@ -1,6 +1,7 @@
 """Everything one experiment needs on one side, put together once: data, adapted model, codec, strategy."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, final
@@ -15,15 +16,16 @@ from fedpeft.config import Experiment
 from fedpeft.data.base import Splits
 from fedpeft.data.shares import Shares
 from fedpeft.data.virtual import VirtualShares
-from fedpeft.errors import DataError, UnsupportedError
+from fedpeft.errors import DataError
 from fedpeft.privacy.mechanism import Mechanism, mechanism
 from fedpeft.privacy.proof import prove
 from fedpeft.strategies.base import State, Strategy
 from fedpeft.tasks.base import Examples
 from fedpeft.tasks.given import Given
-from fedpeft.tensors import Tensors
+from fedpeft.tensors import Spec, Tensors
 from fedpeft.timing import timed
 from fedpeft.training.adapted import Adapted, adapt, load_base
+from fedpeft.training.changes import confirmed, settled_change
 from fedpeft.training.dealing import AnyShares, deal_out, virtual
 from fedpeft.training.feedback import require_feedback, settled
 from fedpeft.training.fit import require_fit
@@ -107,16 +109,43 @@ class Workbench:
         whose = () if client is None else (client,)
         return Common(roles=roles, seed=seeds.derive(self.experiment.seed, "codec", direction, round_number, *whose))
 
+    @property
+    def claim(self) -> str:
+        """What messages claim of privacy; empty without."""
+        return self.mechanism.claim if self.mechanism is not None else ""
+
     def remembers(self) -> bool:
         """Return whether clients keep anything between rounds: for their strategy, or for error feedback."""
         return self.strategy.remembers() or self.experiment.feedback.up
 
-    def settled(self, before: State, after: State, *, round_number: int) -> State:
-        """Return the state after a round, its adapter what clients decode of it where feedback.down says so."""
-        if not self.experiment.feedback.down:
-            return after
-        names = [spec.name for spec in self.strategy.downlink(self.adapted.attached.slots)]
-        return settled(self.codec_down, self.common("down", round_number=round_number), names, before, after)
+    def keeps(self) -> bool:
+        """Return whether clients write anything down between rounds, if only what they can be sent again."""
+        return self.remembers() or self.sends_changes
+
+    @property
+    def sends_changes(self) -> bool:
+        """Whether what goes down is how the adapter changed: so with a codec that leaves entries out."""
+        return self.codec_down.changes_only
+
+    @cached_property
+    def going_down(self) -> tuple[Spec, ...]:
+        """Names and shapes of the adapter's tensors that clients are sent."""
+        return self.strategy.downlink(self.adapted.attached.slots)
+
+    def settled(self, before: State, after: State, *, round_number: int, clients: Sequence[int] = ()) -> State:
+        """Return the state after a round, its adapter what clients decode where changes go down, or with feedback.
+
+        ``clients`` are those whose updates were taken.
+        """
+        back, common = self.experiment.feedback.down, self.common("down", round_number=round_number)
+        names = [spec.name for spec in self.going_down]
+        if self.sends_changes:
+            if not round_number:
+                return after
+            kept: dict[str, Any] = {"round_number": round_number, "feedback": back}
+            state = settled_change(self.codec_down, common, names, before, after, **kept)
+            return confirmed(state, clients, round_number - 1)
+        return settled(self.codec_down, common, names, before, after) if back else after
 
     def retracted(self, state: State) -> State:
         """Return the aggregate where the adapter's parameters live."""
@@ -194,7 +223,7 @@ def assemble(
     adapted = adapt(experiment, splits.label_names, plan)
     strategy: Strategy[Any] = experiment.strategy.build()
     require_fit(experiment, strategy, adapted, num_clients=shares.num_clients)
-    codec, codec_down = chained(experiment.codec.build()), _down(experiment)
+    codec, codec_down = chained(experiment.codec.build()), chained(experiment.codec_down.build())
     require_feedback(experiment, strategy, adapted.adapter, up=codec, down=codec_down)
     adapted, frozen = _frozen(experiment, adapted)
     return Workbench(
@@ -242,14 +271,3 @@ def _mechanism(
         num_clients=num_clients,
         virtual=isinstance(shares, VirtualShares),
     )
-
-
-def _down(experiment: Experiment) -> Codec:
-    """Build the downlink's codec; what goes down are an adapter's values, of which none may be left out."""
-    codec = chained(experiment.codec_down.build())
-    if codec.changes_only:
-        raise UnsupportedError(
-            f"codec_down = {codec.name!r} leaves entries out, and what the server sends is the whole adapter, not a "
-            "change of it; choose none, bfloat16, float16, int8 or int4, or set it as codec, for what clients send"
-        )
-    return codec

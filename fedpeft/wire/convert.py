@@ -6,13 +6,13 @@ from typing import Literal, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from fedpeft.errors import WireError
+from fedpeft.errors import RefusedError, WireError
 from fedpeft.strategies.base import Directive
 from fedpeft.tensors import Spec
-from fedpeft.wire.message import VERSION, Broadcast, Envelope, Evaluated, Header, Join, Joined, Update
+from fedpeft.wire.message import VERSION, Broadcast, Carried, Changes, Envelope, Evaluated, Header, Join, Joined, Update
 from fedpeft.wire.pb.v1 import messages_pb2 as pb
 
-__all__ = ["MAX_HEADER_BYTES", "MAX_TENSORS", "from_bytes", "to_bytes"]
+__all__ = ["MAX_HEADER_BYTES", "MAX_TENSORS", "from_bytes", "require_version", "to_bytes"]
 
 MAX_HEADER_BYTES = 1 << 21
 """A longer header is refused before it is read."""
@@ -64,15 +64,26 @@ def from_bytes(data: bytes, kind: type[_H]) -> tuple[_H, bytes]:
     return header, message.payload_sha256
 
 
+def require_version(data: bytes) -> None:
+    """Refuse a header that is none of this format, before anything it says is looked at.
+
+    Raises:
+        WireError: too long, no protobuf, or another version.
+    """
+    _parse(data)
+
+
 def _parse(data: bytes) -> pb.Header:
     if len(data) > MAX_HEADER_BYTES:
-        raise WireError(f"header of {len(data)} bytes: expected at most {MAX_HEADER_BYTES}")
+        raise RefusedError("size", f"header of {len(data)} bytes: expected at most {MAX_HEADER_BYTES}")
     try:
         message = pb.Header.FromString(data)
     except DecodeError as error:
         raise WireError(f"header of {len(data)} bytes is no protobuf message of this format") from error
     if message.version != VERSION:
-        raise WireError(f"header: version {message.version}, expected {VERSION}; run the same fedpeft on both sides")
+        raise RefusedError(
+            "version", f"header: version {message.version}, expected {VERSION}; run the same fedpeft on both sides"
+        )
     return message
 
 
@@ -86,9 +97,14 @@ def _write_envelope(message: pb.Header, envelope: Envelope) -> None:
     del message.codec[:]
     message.codec.extend(envelope.codec)
     del message.manifest[:]
-    message.manifest.extend(pb.TensorSpec(name=s.name, shape=s.shape, dtype=s.dtype) for s in envelope.manifest)
-    message.manifest_hash = envelope.manifest_hash
-    message.num_elements = envelope.num_elements
+    told = envelope.carries.told
+    message.manifest.extend(pb.TensorSpec(name=s.name, shape=s.shape, dtype=s.dtype) for s in told)
+    message.manifest_hash = envelope.carries.manifest_hash
+    message.num_elements = envelope.carries.num_elements
+    message.privacy = envelope.privacy
+    message.fence = envelope.fence
+    message.answers = envelope.answers
+    message.run = envelope.run
 
 
 def _read_envelope(message: pb.Header, source: bytes) -> Envelope:
@@ -96,20 +112,24 @@ def _read_envelope(message: pb.Header, source: bytes) -> Envelope:
         raise WireError(f"header: manifest of {len(message.manifest)} tensors, expected at most {MAX_TENSORS}")
     if len(message.codec) > _MAX_STAGES:
         raise WireError(f"header: codec of {len(message.codec)} stages, expected at most {_MAX_STAGES}")
-    envelope = Envelope(
+    told = tuple(_read_spec(spec) for spec in message.manifest)
+    _distinct("manifest", [spec.name for spec in told])
+    num_elements = _count("num_elements", message.num_elements, at_least=sum(spec.num_elements for spec in told))
+    return Envelope(
         job=message.job,
         round_number=message.round,
         config_hash=message.config_hash,
         plan_hash=message.plan_hash,
         base_hash=message.base_hash,
         codec=tuple(message.codec),
-        manifest=tuple(_read_spec(spec) for spec in message.manifest),
+        carries=Carried(manifest_hash=message.manifest_hash, num_elements=num_elements, told=told),
+        privacy=message.privacy,
+        fence=message.fence,
+        answers=message.answers,
+        run=message.run,
+        payload=message.payload_sha256,
         source=source,
     )
-    _distinct("manifest", [spec.name for spec in envelope.manifest])
-    _equal("manifest_hash", message.manifest_hash, envelope.manifest_hash)
-    _equal("num_elements", message.num_elements, envelope.num_elements)
-    return envelope
 
 
 def _read_spec(spec: pb.TensorSpec) -> Spec:
@@ -126,6 +146,7 @@ def _write(message: pb.Header, header: Header) -> None:
             message.broadcast.client = header.client
             message.broadcast.kind = _KINDS[header.kind]
             _write_directive(message.broadcast.directive, header.directive)
+            _write_changes(message.broadcast, header.changes)
         case Update():
             _write_update(message.update, header)
         case Evaluated():
@@ -151,6 +172,13 @@ def _write_update(message: pb.Update, update: Update) -> None:
     message.seconds = update.seconds
 
 
+def _write_changes(message: pb.Broadcast, changes: Changes | None) -> None:
+    message.ClearField("changes")
+    if changes is not None:
+        given = {} if changes.since is None else {"since": changes.since}
+        message.changes.CopyFrom(pb.Changes(until=changes.until, adapter_hash=changes.adapter_hash, **given))
+
+
 def _write_directive(message: pb.Directive, directive: Directive) -> None:
     message.Clear()
     if directive.train is not None:
@@ -169,7 +197,17 @@ def _read_broadcast(message: pb.Header, envelope: Envelope) -> Broadcast:
     if given.kind not in kinds:
         raise WireError(f"broadcast to client {given.client}: kind {given.kind}, expected one of {sorted(_KINDS)}")
     directive = _read_directive(given.directive)
-    return Broadcast(envelope=envelope, client=given.client, kind=kinds[given.kind], directive=directive)
+    changes = _read_changes(given.changes) if given.HasField("changes") else None
+    return Broadcast(
+        envelope=envelope, client=given.client, kind=kinds[given.kind], directive=directive, changes=changes
+    )
+
+
+def _read_changes(given: pb.Changes) -> Changes:
+    since = given.since if given.HasField("since") else None
+    if since is not None and since > given.until:
+        raise WireError(f"header: changes.since = {since}, expected at most changes.until = {given.until}")
+    return Changes(since=since, until=given.until, adapter_hash=given.adapter_hash)
 
 
 def _read_directive(given: pb.Directive) -> Directive:
@@ -189,7 +227,7 @@ def _read_update(message: pb.Header, envelope: Envelope) -> Update:
     return Update(
         envelope=envelope,
         client=given.client,
-        num_examples=_count("num_examples", given.num_examples),
+        num_examples=_weight(given.num_examples),
         num_steps=_count("num_steps", given.num_steps, at_least=0),
         train_loss=_finite("train_loss", given.train_loss) if given.HasField("train_loss") else None,
         seconds=_finite("seconds", given.seconds, at_least=0.0),
@@ -227,15 +265,18 @@ def _count(name: str, value: int, *, at_least: int = 1) -> int:
     return value
 
 
+def _weight(value: int) -> int:
+    try:
+        return _count("num_examples", value)
+    except WireError as error:
+        raise RefusedError("weight", str(error)) from error
+
+
 def _finite(name: str, value: float, *, at_least: float = -math.inf) -> float:
     if not (math.isfinite(value) and value >= at_least):
-        raise WireError(f"header: {_shown(name)} = {value}, expected a finite number" + " >= 0" * (at_least == 0))
+        wanted = "a finite number" + " >= 0" * (at_least == 0)
+        raise RefusedError("not_finite", f"header: {_shown(name)} = {value}, expected {wanted}")
     return value
-
-
-def _equal(name: str, got: object, want: object) -> None:
-    if got != want:
-        raise WireError(f"header: {name} is {_shown(got)}, expected {_shown(want)} by its own manifest")
 
 
 def _distinct(name: str, values: tuple[str, ...] | list[str]) -> None:

@@ -38,7 +38,7 @@ def unpack(record: RecordDict, kind: type[_H]) -> tuple[_H, bytes]:
     Raises:
         WireError: another structure, version or kind, or a checksum that does not hold.
     """
-    head, checksum, body = content_of(record)
+    head, checksum, body, _ = content_of(record)
     digest = sha256(body).digest()
     if checksum != _checksum(head, digest):
         raise WireError(
@@ -51,7 +51,7 @@ def unpack(record: RecordDict, kind: type[_H]) -> tuple[_H, bytes]:
 
 
 def size(record: RecordDict) -> int:
-    """Return the bytes sent for header, checksum and body.
+    """Return the bytes sent for header, checksum, body and signature.
 
     Raises:
         WireError: not a record of this format.

@@ -1,4 +1,4 @@
-"""The structure of what a Flower message of fedpeft carries: header, checksum and body, none of them read here.
+"""The structure of what a Flower message of fedpeft carries: header, checksum, body, signature; none is read here.
 
 What passes messages on needs no more than this, so neither torch nor a model library is imported.
 """
@@ -6,32 +6,53 @@ What passes messages on needs no more than this, so neither torch nor a model li
 import time
 from typing import NamedTuple
 
-from flwr.app import DEFAULT_TTL, Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
+from flwr.app import DEFAULT_TTL, Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
+from google.protobuf.message import DecodeError as DamagedError
 
 from fedpeft.errors import WireError
 
-__all__ = ["GAVE_UP", "Content", "content_of", "record_of", "server_message"]
+__all__ = [
+    "BEHIND",
+    "DAMAGED",
+    "DECLINED",
+    "GAVE_UP",
+    "Content",
+    "DamagedError",
+    "content_of",
+    "damaged",
+    "record_of",
+    "server_message",
+]
 
 GAVE_UP = 1000
 """Flower error code of a client that names its reason."""
-_HEADER, _BODY, _CHECKSUM = "fedpeft.header", "fedpeft.body", "checksum"
+DECLINED = 1003
+"""Flower error code of a client whose operator's pins do not allow what was asked."""
+DAMAGED = 1002
+"""Flower error code that stands for a reply which could not be put together."""
+BEHIND = 1004
+"""Flower error code of a client that does not hold what it was sent changes of."""
+_HEADER, _BODY, _CHECKSUM, _SIGNATURE = "fedpeft.header", "fedpeft.body", "checksum", "signature"
 _STYPE = "fedpeft.v1"
 _SERVER_NODE = 0
 
 
 class Content(NamedTuple):
-    """The three parts of a record."""
+    """The parts of a record."""
 
     header: bytes
     checksum: bytes
     """The sha256 over the header and the body's sha256."""
     body: bytes
+    signature: bytes = b""
+    """The sender's, over the checksum and so over all; empty where it has no key."""
 
 
 def record_of(content: Content) -> RecordDict:
     """Return what a Flower message carries."""
     array = Array(dtype="uint8", shape=(len(content.body),), stype=_STYPE, data=content.body)
-    config = ConfigRecord({_HEADER: content.header, _CHECKSUM: content.checksum})
+    signed = {_SIGNATURE: content.signature} if content.signature else {}
+    config = ConfigRecord({_HEADER: content.header, _CHECKSUM: content.checksum, **signed})
     return RecordDict({_HEADER: config, _BODY: ArrayRecord({_BODY: array})})
 
 
@@ -44,11 +65,12 @@ def content_of(record: RecordDict) -> Content:
     if set(record) != {_HEADER, _BODY}:
         raise WireError(f"record: {_keys(record)}, expected {_HEADER!r} and {_BODY!r}")
     config, arrays = record[_HEADER], record[_BODY]
-    if not isinstance(config, ConfigRecord) or set(config) != {_HEADER, _CHECKSUM}:
+    if not isinstance(config, ConfigRecord) or set(config) - {_SIGNATURE} != {_HEADER, _CHECKSUM}:
         raise WireError(f"record {_HEADER!r}: expected a ConfigRecord of {_HEADER!r} and {_CHECKSUM!r}")
     if not isinstance(arrays, ArrayRecord) or set(arrays) != {_BODY}:
         raise WireError(f"record {_BODY!r}: expected an ArrayRecord of {_BODY!r} alone")
-    return Content(_bytes(config, _HEADER), _bytes(config, _CHECKSUM), _body(arrays[_BODY]))
+    signature = _bytes(config, _SIGNATURE) if _SIGNATURE in config else b""
+    return Content(_bytes(config, _HEADER), _bytes(config, _CHECKSUM), _body(arrays[_BODY]), signature)
 
 
 def server_message(
@@ -75,6 +97,12 @@ def server_message(
     )
     message: Message = Message(record, metadata=metadata)  # type: ignore[call-overload]
     return message
+
+
+def damaged(message_id: str) -> Message:
+    """Return what stands for a reply to this message that Flower could not put together."""
+    asked = server_message(RecordDict(), message_type="train", run=0, node=0, message_id=message_id)
+    return Message(Error(DAMAGED, "the reply could not be put together, or is too large; see the log"), reply_to=asked)
 
 
 def _bytes(config: ConfigRecord, name: str) -> bytes:

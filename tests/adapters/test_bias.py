@@ -10,6 +10,9 @@ from fedpeft.adapters.bias import Options, make
 from fedpeft.errors import UnsupportedError
 from fedpeft.tensors import Tensors
 from tests.adapters.models import BLOCKS, INNER, WIDTH, build, logits, random_state
+from tests.conformance.promise import Promise
+
+PROMISE = Promise(count=lambda layers: sum(d_out for _, _, d_out in layers), refuses=("llama", "llama_classifier"))
 
 
 def attached_to(model: str, *targets: str) -> Attached:

@@ -7,6 +7,9 @@ from fedpeft.adapters._svd import weight_of
 from fedpeft.adapters.fourierft import Options, make
 from fedpeft.errors import UnsupportedError
 from tests.adapters.models import build, random_state
+from tests.conformance.promise import Promise
+
+PROMISE = Promise(count=lambda layers: 64 * len(layers), options={"entries": 64})
 
 
 @pytest.mark.parametrize("model", ["bert", "gpt2"])

@@ -56,3 +56,7 @@ def test_the_layout_names_each_sublayers_last_layer_once_a_block(
         assert len(paths) == 2
         assert {features(built.get_submodule(path))[1] for path in paths} == {16}
     assert len(at_places(built, found.keys_values)) == 2 * len(found.keys_values)
+    inner = features(built.get_submodule(at_places(built, [found.feed_forward_output])[0]))[0]
+    feeding = at_places(built, found.feed_forward_input)
+    assert len(feeding) == 2 * len(found.feed_forward_input)
+    assert {features(built.get_submodule(path))[1] for path in feeding} <= {inner}

@@ -11,7 +11,7 @@ from torch import nn
 from fedpeft.adapters.base import Attached
 from fedpeft.adapters.llm_adapters import Options, make
 from fedpeft.errors import UnsupportedError
-from tests.adapters.models import BLOCKS, build, logits, random_state
+from tests.adapters.models import BLOCKS, SAMPLES, build, logits, random_state
 
 
 def attached_to(model: str, **options: Any) -> Attached:
@@ -87,6 +87,18 @@ def test_mam_starts_as_the_base_to_the_bit_and_bert_near_it(form: str) -> None:
     assert torch.equal(logits(attached_to("llama", form=form).model, "llama"), base)
     near = logits(attached_to("llama", form=form, init="bert").model, "llama")
     assert 0 < float((near - base).abs().max()) < 0.5
+
+
+@pytest.mark.parametrize("form", ["series", "parallel"])
+def test_training_leaves_every_bit_of_the_base(form: str) -> None:
+    attached = attached_to("bert", size=5, form=form)
+    optimizer = torch.optim.SGD(attached.parameters().values(), lr=0.1)
+    attached.write(random_state(attached, 1))
+    attached.model(**SAMPLES["bert"].inputs).logits.square().sum().backward()
+    optimizer.step()
+
+    kept = {name.replace(".base.", "."): value for name, value in attached.model.state_dict().items()}
+    assert all(torch.equal(kept[name], value) for name, value in build("bert").state_dict().items())
 
 
 def test_counts_placement_and_the_refusal_to_merge() -> None:

@@ -16,7 +16,7 @@ from fedpeft.adapters.base import Attached
 from fedpeft.adapters.plan import Plan
 from fedpeft.errors import UnsupportedError
 from fedpeft.seeds import generator
-from tests.adapters.models import BLOCKS, WIDTH, build, random_state
+from tests.adapters.models import BLOCKS, SAMPLES, WIDTH, build, logits, random_state
 
 Matrix = npt.NDArray[np.float64]
 MODELS = ["bert", "gpt2", "llama", "vit"]
@@ -43,10 +43,12 @@ def weights(model: nn.Module, paths: list[str]) -> dict[str, Matrix]:
 def test_neuroada_changes_the_k_largest_entries_of_every_row_and_no_other(model: str) -> None:
     adapter, plan, attached = attached_to(neuroada, model, inputs=3)
     attached.write(random_state(attached, 1))
-    state = attached.read()
+    state, adapted = attached.read(), logits(attached.model, model)
 
-    merged = weights(adapter.merge(attached), plan.values["targets"])
+    plain = adapter.merge(attached)
 
+    assert torch.equal(logits(plain, model), adapted)
+    merged = weights(plain, plan.values["targets"])
     for path, before in weights(build(model), plan.values["targets"]).items():
         want = before.copy()
         for row in range(len(before)):
@@ -86,6 +88,31 @@ def test_s2ft_changes_whole_heads_and_channels_and_nothing_else(model: str) -> N
             assert columns.tolist() in ([*range(8)], [*range(8, 16)]), "one of two heads, whole"
         else:
             assert len(columns) == 2
+
+
+@pytest.mark.parametrize(("model", "feeding"), [("bert", 1), ("gpt2", 1), ("llama", 2), ("vit", 1)])
+def test_s2ft_with_inner_changes_the_rows_that_make_the_chosen_channels_too(model: str, feeding: int) -> None:
+    adapter, plan, attached = attached_to(s2ft, model, heads=0, channels=0.1, inner=True)
+    attached.write(random_state(attached, 1))
+
+    paths = plan.values["targets"]
+    after, before = weights(adapter.merge(attached), paths), weights(build(model), paths)
+
+    assert len(plan.values["rows"]) == feeding * BLOCKS
+    assert len(paths) == (feeding + 1) * BLOCKS
+    back = [path for path in paths if path not in plan.values["rows"]]
+    for number, path in enumerate(back):
+        channels = np.flatnonzero((after[path] != before[path]).any(axis=0)).tolist()
+        assert len(channels) == 2
+        for feeds in plan.values["rows"][number::BLOCKS]:
+            moved = after[feeds] != before[feeds]
+            assert np.flatnonzero(moved.any(axis=1)).tolist() == channels
+            assert moved[channels].all()
+
+
+def test_inner_rows_without_channels_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"adapter.inner = true: expected channels > 0 \(channels = 0.0\)"):
+        s2ft.make(s2ft.Options(channels=0, inner=True)).plan(build("bert"), seed=1)
 
 
 def test_other_seeds_draw_other_channels_and_nothing_to_train_is_refused() -> None:
@@ -162,6 +189,26 @@ def test_after_training_each_row_has_at_most_two_to_the_b_values_on_a_grid(model
         assert max(len(np.unique(row)) for row in after) <= 4
         steps = after / state[f"{path}.scales"].double().numpy()
         np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
+
+
+def test_training_the_scales_closes_half_the_gap_that_rounding_opened_and_moves_no_code() -> None:
+    _, plan, attached = attached_to(peqa, "llama", bits=2)
+    path = plan.values["targets"][0]
+    wanted = logits(build("llama"), "llama")
+    codes = attached.model.get_submodule(path).parametrizations.weight[0].function.codes.clone()  # type: ignore[union-attr, index, operator]
+
+    def gap() -> torch.Tensor:
+        found: torch.Tensor = (attached.model(**SAMPLES["llama"].inputs).logits - wanted).square().mean()
+        return found
+
+    opened, optimizer = gap().item(), torch.optim.Adam(attached.parameters().values(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        gap().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    assert gap().item() < 0.5 * opened
+    assert torch.equal(attached.model.get_submodule(path).parametrizations.weight[0].function.codes, codes)  # type: ignore[union-attr, index]
 
 
 def test_eight_bits_start_close_to_the_base_and_two_do_not() -> None:

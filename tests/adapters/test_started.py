@@ -219,6 +219,20 @@ def test_statistics_do_not_depend_on_how_examples_were_batched(module: Any, size
         torch.testing.assert_close(total.sums[name], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("module", [lora_ga, corda])
+def test_what_four_clients_sum_up_gives_the_factors_of_all_their_examples(module: Any) -> None:
+    adapter, batch = module.make(module.Options(rank=4, target_modules=("0",))), small_batch()
+    parts = [observed(adapter, {name: value[at : at + 10] for name, value in batch.items()}) for at in range(0, 40, 10)]
+    pooled = parts[0] + parts[1] + parts[2] + parts[3]
+
+    central, together = (
+        adapter.plan(small(), seed=1, statistics=found).tensors for found in (observed(adapter, batch), pooled)
+    )
+
+    for name, value in central.items():
+        close(together[name].double().numpy(), value.double().numpy(), 1e-6)
+
+
 def test_gradients_and_covariances_are_those_of_a_loop_by_hand() -> None:
     batch = small_batch(3)
     gradients = observed(lora_ga.make(lora_ga.Options(rank=4)), batch).sums["0"]

@@ -1,40 +1,13 @@
-"""What each adapter of the folder promises with its default options: the suite holds it to this."""
+"""The promises of all adapters: what each one's own test file says, or what is said here."""
 
+import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from fedpeft import plugins
+from tests.conformance.promise import Layers, Promise
 
-from fedpeft.adapters._targets import features, linear_layers, place
-
-__all__ = ["PROMISES", "Layers", "Promise", "layers_of"]
-
-Layers = list[tuple[str, int, int]]
-"""(place in its block, d_in, d_out) of each linear layer of the body, in module order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Promise:
-    """One adapter's."""
-
-    count: Callable[[Layers], int]
-    """Numbers that train, the head's left out."""
-    start: float = 0.0
-    """How far the adapted model's first logits may be from the base model's, absolutely; None at all by default."""
-    saved: float = 1e-6
-    """How far the saved folder's logits may be, in peft, from the adapted model's."""
-    shifts: bool = False
-    """Whether its frozen weights take a residual; the others refuse."""
-    refuses: tuple[str, ...] = ()
-    """Models of the sweep that have nothing for it to train: their plan is refused."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Where the tiny models are too small for the defaults."""
-
-
-def layers_of(model: nn.Module) -> Layers:
-    """Return the linear layers of a model's body."""
-    return [(place(path), *features(layer)) for path, layer in linear_layers(model).items()]
+__all__ = ["PROMISES"]
 
 
 def _at(layers: Layers, ends: tuple[str, ...]) -> Layers:
@@ -83,12 +56,10 @@ def _after_feed_forward(layers: Layers) -> int:
 STARTED: dict[str, Any] = {"start": 1e-5, "saved": 1e-4, "shifts": True}
 """LoRA on the residual of a product that cancels up to rounding."""
 
-PROMISES: Mapping[str, Promise] = {
-    "bias": Promise(count=lambda layers: sum(d_out for _, _, d_out in layers), refuses=("llama", "llama_classifier")),
+_SAID_HERE: Mapping[str, Promise] = {
     "bottleneck": Promise(count=_bottleneck),
     "corda": Promise(count=_lora(8), **STARTED),
     "dora": Promise(count=_dora, start=1e-5, saved=1e-5),
-    "fourierft": Promise(count=lambda layers: 64 * len(layers), options={"entries": 64}),
     "ia3": Promise(count=_ia3),
     "kasa": Promise(count=_three, start=3.0, saved=1e-5),
     "llm_adapters": Promise(count=_after_feed_forward),
@@ -105,4 +76,15 @@ PROMISES: Mapping[str, Promise] = {
     "svfit": Promise(count=lambda layers: 8 * len(layers), start=1e-5, saved=1e-5),
     "vera": Promise(count=lambda layers: sum(256 + d_out for _, _, d_out in layers), saved=1e-4),
 }
+
+
+def _promise(name: str) -> Promise:
+    """Return what is said here, else PROMISE of tests/adapters/test_NAME.py."""
+    if name in _SAID_HERE:
+        return _SAID_HERE[name]
+    found: Promise = importlib.import_module(f"tests.adapters.test_{name}").PROMISE
+    return found
+
+
+PROMISES: Mapping[str, Promise] = {name: _promise(name) for name in plugins.names("adapter")}
 """By name, in alphabetical order."""

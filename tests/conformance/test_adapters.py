@@ -18,7 +18,8 @@ from fedpeft.errors import TensorMismatchError, UnsupportedError
 from fedpeft.seeds import generator
 from fedpeft.tensors import Tensors
 from tests.adapters.models import SAMPLES, build, logits, own_slots, random_state, statistics
-from tests.conformance.adapters_promised import PROMISES, layers_of
+from tests.conformance.adapters_promised import PROMISES
+from tests.conformance.promise import layers_of
 
 NAMES = plugins.names("adapter")
 SHIFTING = {name for name, promise in PROMISES.items() if promise.shifts}

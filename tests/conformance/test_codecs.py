@@ -24,7 +24,7 @@ from fedpeft.codecs.base import Codec, Common
 from fedpeft.codecs.chain import chained
 from fedpeft.errors import TensorMismatchError, WireError
 from fedpeft.tensors import Spec, Tensors
-from fedpeft.wire.message import Envelope, Update
+from fedpeft.wire.message import Carried, Envelope, Update
 from fedpeft.wire.payload import pack, unpack
 
 NUM_CODECS = 8
@@ -188,7 +188,8 @@ def test_a_hostile_body_is_refused_or_gives_exactly_the_manifest(codec: Codec) -
             continue
         finally:
             assert time.monotonic() - began < 1
-        assert arrived.manifest() == FIXED.manifest() == header.envelope.manifest
+        assert arrived.manifest() == FIXED.manifest()
+        assert header.envelope.carries == Carried.of(FIXED.manifest())
         if codec.name not in PASSING_NAN:
             arrived.require_finite(where="arrived")
 
@@ -221,7 +222,7 @@ def update_of(codec: str) -> Update:
         plan_hash="p",
         base_hash="b",
         codec=tuple(codec.split("+")),
-        manifest=manifest,
+        carries=Carried.of(manifest),
     )
     return Update(envelope=envelope, client=1, num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0)
 

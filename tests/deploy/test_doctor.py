@@ -18,11 +18,12 @@ from typer.testing import CliRunner
 
 from fedpeft.cli import app
 from fedpeft.deploy import checks
-from fedpeft.deploy.checks import Surroundings
 from fedpeft.deploy.doctor import examine
 from fedpeft.deploy.identity import make_authority, write_certificate
-from fedpeft.deploy.init import init
+from fedpeft.deploy.init import init, pin
+from fedpeft.deploy.machine import Surroundings
 from fedpeft.errors import InputError
+from tests.pinning.manifests import PINNED
 
 NOTHING = Surroundings()
 Spoil = Callable[[Path], object]
@@ -31,7 +32,7 @@ Spoil = Callable[[Path], object]
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("doctor") / "f"
-    init(folder, num_clients=2, host="localhost")
+    pin(init(folder, num_clients=2, host="localhost"), PINNED)
     return folder
 
 
@@ -128,6 +129,14 @@ FAULTS: dict[str, tuple[str, Spoil, str, str]] = {
     "authority's key": ("server", lambda f: (f / "secrets/ca.key").touch(0o600), "keys", "the authority's key on"),
     "another authority": ("server", foreign, "certificates", "server.crt: not signed by"),
     "authority gone": ("client-1", lambda f: (f / "secrets/ca.crt").unlink(), "certificates", "ca.crt: missing"),
+    "no pins": ("client-2", edited("trainer-2", without("--pins=")), "pins", "does what the server asks"),
+    "a manifest that somebody changed": (
+        "client-1",
+        lambda f: (f / "secrets/pins-1.toml").write_text(PINNED.replace("max_rounds = 3", "max_rounds = 4")),
+        "pins",
+        "not signed by the key of",
+    ),
+    "manifest gone": ("client-1", lambda f: (f / "secrets/pins-1.toml").unlink(), "pins", "cannot be read"),
     "no trainer": (
         "client-1",
         edited("supernode-1", lambda s: s.update(command=[w.split(" trainer=")[0] for w in s["command"]])),
@@ -153,6 +162,13 @@ def test_a_fault_is_found_by_its_check_alone(fresh: Path, tmp_path: Path, name: 
     assert list(told) == [check], told
     assert words in told[check][0]
     assert " -> " in told[check][0]
+
+
+def test_a_deployment_that_nobody_pinned_yet_says_so(tmp_path: Path) -> None:
+    init(tmp_path / "f", num_clients=1, host="localhost")
+    told = found(tmp_path / "f")
+    assert list(told) == ["pins"]
+    assert "pins nothing, so trainer-1 does what the server asks -> fedpeft deploy pins" in told["pins"][0]
 
 
 class Dated(http.server.BaseHTTPRequestHandler):
@@ -236,7 +252,7 @@ def test_a_certificate_that_ends_soon_is_found(fresh: Path, tmp_path: Path, monk
 def test_the_command_says_it_and_its_exit_code_too(fresh: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["doctor", str(fresh)])
     assert done.exit_code == 0, done.output
-    assert "36 checks, 0 faults" in done.output
+    assert "39 checks, 0 faults" in done.output
     shutil.copytree(fresh, tmp_path / "f")
     (tmp_path / "f/server/secrets/server.key").chmod(0o644)
     done = CliRunner().invoke(app, ["doctor", str(tmp_path / "f")])

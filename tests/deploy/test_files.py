@@ -1,7 +1,9 @@
 """A new deployment: who has which secret, what certificates say, and that all files name the same commands."""
 
 import re
+import shutil
 import stat
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,9 +19,13 @@ from typer.testing import CliRunner
 
 from fedpeft.cli import app
 from fedpeft.deploy import compose, local
-from fedpeft.deploy.init import Deployment, init, read
-from fedpeft.deploy.topology import client_commands, machine_of, server_commands
-from fedpeft.errors import InputError
+from fedpeft.deploy.init import Deployment, init, pin, read
+from fedpeft.deploy.topology import client_commands, machine_of, server_commands, server_environment
+from fedpeft.errors import InputError, WireError
+from fedpeft.pinning.signed import read_pins
+from fedpeft.wire.record import Content, record_of
+from fedpeft.wire.signature import read_keys, read_signer
+from tests.pinning.manifests import PINNED
 
 ROOT = Path(__file__).parents[2]
 PATH = re.compile(
@@ -51,6 +57,9 @@ def test_each_machine_has_its_own_secrets_and_no_other(made: Deployment) -> None
     }
     assert held == {
         "server": [
+            "application-1.pub",
+            "application-2.pub",
+            "application-3.pub",
             "ca.crt",
             "node-1.pub",
             "node-2.pub",
@@ -60,16 +69,21 @@ def test_each_machine_has_its_own_secrets_and_no_other(made: Deployment) -> None
             "superexec-server",
         ],
         **{
-            f"client-{k}": ["ca.crt", f"node-{k}", f"superexec-{k}", f"supernode-{k}.crt", f"supernode-{k}.key"]
+            f"client-{k}": [
+                *(f"application-{k}", "ca.crt", f"node-{k}"),
+                *(f"operator-{k}.pub", f"pins-{k}.toml", f"pins-{k}.toml.sig"),
+                *(f"superexec-{k}", f"supernode-{k}.crt", f"supernode-{k}.key"),
+            ]
             for k in (1, 2, 3)
         },
     }
-    assert [path.name for path in (made.folder / "authority").iterdir()] == ["ca.key"]
+    assert sorted(path.name for path in (made.folder / "authority").iterdir()) == ["ca.key", "operator.key"]
 
 
 def test_private_files_are_their_owners_alone_and_secrets_differ(made: Deployment) -> None:
-    private = [p for p in made.folder.rglob("*") if p.is_file() and re.search(r"\.key$|node-\d$|superexec-", p.name)]
-    assert len(private) == 1 + 2 + 3 * 3
+    named = re.compile(r"\.key$|(node|application)-\d$|superexec-")
+    private = [path for path in made.folder.rglob("*") if path.is_file() and named.search(path.name)]
+    assert len(private) == 2 + 2 + 3 * 4
     assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
     assert len({path.read_bytes() for path in private}) == len(private)
 
@@ -101,6 +115,20 @@ def test_the_two_halves_of_a_nodes_key_belong_together(made: Deployment) -> None
     assert private.curve.name == "secp384r1"
 
 
+def test_the_two_halves_of_an_application_key_belong_together_and_only_the_server_has_the_public_ones(
+    made: Deployment,
+) -> None:
+    here = local.site(made, Path("/x"))
+    keys = read_keys(Path(server_environment(here)["FEDPEFT_CLIENT_KEYS"]))
+    assert set(keys.by_client) == {0, 1, 2}
+    record = record_of(Content(b"header", b"checksum", b"body"))
+    for client in (0, 1, 2):
+        signed = read_signer(made.secret(f"application-{client + 1}")).signed(record)
+        keys.require(client, signed)
+        with pytest.raises(WireError, match="not this client's"):
+            keys.require((client + 1) % 3, signed)
+
+
 def test_containers_and_processes_have_the_same_commands(made: Deployment) -> None:
     here = local.site(made, Path("/x"))
     plain = dict(server_commands(here))
@@ -121,12 +149,16 @@ def test_every_secret_that_a_file_names_is_there_and_no_container_has_anothers(m
             assert (path.parent / secret["file"]).is_file(), (path, name)
         for name, service in table["services"].items():
             if name.startswith("trainer"):
-                assert "secrets" not in service
-                continue
+                k = name[-1]
+                pinned = [f"pins-{k}.toml", f"pins-{k}.toml.sig", f"operator-{k}.pub"]
+                assert service["secrets"] == [f"application-{k}", *pinned]
             own = {machine_of(secret) for secret in service["secrets"] if secret != "ca.crt"}
             assert own == {f"client-{name[-1]}" if name[-1].isdigit() else "server"}
             assert set(service["secrets"]) <= set(table["secrets"])
             used = set(re.findall(r"/run/secrets/(\S+)", " ".join(service["command"])))
+            used |= {f"{manifest}.sig" for manifest in used if manifest.startswith("pins-")}
+            if service["environment"].get("FEDPEFT_CLIENT_KEYS") == "/run/secrets":
+                used |= {secret for secret in service["secrets"] if secret.startswith("application-")}
             assert used == set(service["secrets"])
 
 
@@ -138,6 +170,13 @@ def test_containers_ask_for_little_and_one_port_alone_is_published(made: Deploym
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "mem_limit" in service
+        assert service["restart"] == ("on-failure" if name == "register" else "unless-stopped")
+        asked = service.get("healthcheck", {}).get("test", [""])[-1]
+        port = "9092" if name == "superlink" else "9094" if name.startswith("supernode") else None
+        if port is not None:
+            assert f"'127.0.0.1', {port}" in asked
+        elif name.startswith("trainer"):
+            assert "require_ready('unix:///run/fedpeft/trainer.sock')" in asked
         if name.startswith("trainer"):
             assert service["network_mode"] == "none"
             assert "networks" not in service
@@ -153,6 +192,28 @@ def test_containers_ask_for_little_and_one_port_alone_is_published(made: Deploym
     }
     command = services(made.folder / "client-2" / "docker-compose.yml")["supernode-2"]["command"]
     assert "--superlink=fed.example.org:9092" in command
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="needs docker-compose")
+def test_docker_compose_takes_every_file(made: Deployment) -> None:
+    for path in made.folder.rglob("docker-compose.yml"):
+        command = ["docker-compose", "config", "-q"]
+        done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_manifest_is_signed_for_every_client_and_replaces_the_one_before(tmp_path: Path) -> None:
+    made = init(tmp_path / "new", num_clients=2, host="localhost")
+    (tmp_path / "pins.toml").write_text(PINNED)
+    done = CliRunner().invoke(app, ["deploy", "pin", str(made.folder), str(tmp_path / "pins.toml")])
+    assert done.exit_code == 0, done.output
+    for client in (1, 2):
+        pins = read_pins(made.secret(f"pins-{client}.toml"), made.secret(f"operator-{client}.pub"))
+        assert pins is not None
+        assert pins.rounds.max_rounds == 3
+    with pytest.raises(InputError, match=r"manifest: rounds\.max_rounds"):
+        pin(made, PINNED.replace("max_rounds = 3", "max_rounds = 0"))
+    assert read_pins(made.secret("pins-1.toml")) is not None
 
 
 def test_the_repositorys_own_file_is_what_the_topology_says() -> None:

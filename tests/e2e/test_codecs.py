@@ -19,12 +19,10 @@ from fedpeft.training.workbench import assemble
 from tests.conftest import tiny
 from tests.e2e.test_inline import lines
 
-SPARSE = ("compeft", "random_k", "top_k")
-
 
 def tables(name: str) -> dict[str, Any]:
-    """Return one experiment's codecs: what can go down goes both ways."""
-    return {"codec": {"name": name}} | ({} if name in SPARSE else {"codec_down": {"name": name}})
+    """Return one experiment's codecs: the same both ways."""
+    return {"codec": {"name": name}, "codec_down": {"name": name}}
 
 
 @pytest.mark.parametrize("name", plugins.names("codec"))
@@ -49,15 +47,6 @@ def test_a_chain_goes_up_and_another_codec_down(tmp_path: Path) -> None:
     assert sizes["chain"][0] < sizes["float32"][0] / 2
     assert sizes["chain"][1] == pytest.approx(sizes["float32"][1], rel=0.01)
     assert sizes["both"][1] < sizes["float32"][1] / 2
-
-
-@pytest.mark.parametrize("name", SPARSE)
-def test_no_entry_of_the_adapter_itself_is_left_out_on_its_way_down(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UnsupportedError, match=f"codec_down = '{name}' leaves entries out"):
-        simulate(tiny(tmp_path / "run", codec_down={"name": name}))
-    with pytest.raises(UnsupportedError, match=r"codec_down = 'top_k\+int8' leaves entries out"):
-        assemble(tiny(tmp_path / "run", codec_down=[{"name": "top_k"}, {"name": "int8"}]))
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_chain_out_of_order_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -11,21 +11,25 @@ from typing import Any
 import pytest
 
 from fedpeft.config import Experiment
-from fedpeft.deploy.identity import make_authority, write_authority, write_node_key
-from fedpeft.deploy.init import Deployment, init
+from fedpeft.deploy.identity import make_authority, write_application_key, write_authority, write_node_key
+from fedpeft.deploy.init import Deployment, init, pin
 from fedpeft.deploy.local import Local, up
 from fedpeft.deploy.submit import local_operator, submit
 from fedpeft.engines import inline, operator
 from fedpeft.engines.processes import started_under
 from fedpeft.errors import InputError, RunError
+from fedpeft.pinning.made import pins_of
+from fedpeft.pinning.manifest import to_toml
 from fedpeft.report.watch import Watcher
+from fedpeft.training.workbench import assemble
 from tests.conftest import tiny
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment, Local]]:
-    """Two clients and a server that are up; no process of them may be left."""
+    """Two clients and a server that are up, the clients for one job; no process of them may be left."""
     made = init(tmp_path_factory.mktemp("d") / "f", num_clients=2, host="localhost")
+    pin(made, to_toml(pins_of(assemble(job(tmp_path_factory.mktemp("pins"))))))
     with up(made) as local:
         yield made, local
     assert not started_under("FEDPEFT_DEPLOYMENT", str(made.folder.resolve() / "local"))
@@ -47,11 +51,41 @@ def test_three_rounds_of_lora_fair_with_compeft_are_a_simulations_to_the_bit(
     assert run.summary()["num_failures"] == 0
     assert [record.clients for record in run.records()] == [(), (0, 1), (0, 1), (0, 1)]
     local.require_running()
+    said = (local.logs / "superexec-server.log").read_text()
+    assert "signed by the keys of 2 clients" in said
+    assert not (run.path / "journal").exists()
     for client in (1, 2):
+        answers = made.folder / "local" / f"trainer-{client}" / "answers" / str(client - 1)
+        assert len(list(answers.glob("*.reply"))) == 3
         log = (local.logs / f"trainer-{client}.log").read_text()
         answered = re.findall(r"answered type=(\S+) run=\d+ client=(\d)", log)
         assert answered == [(kind, str(client - 1)) for kind in ("query.join", *["train"] * 3)]
         assert "Traceback" not in log
+
+
+def test_a_job_that_is_not_pinned_is_refused_without_a_word_of_the_nodes(
+    running: tuple[Deployment, Local], tmp_path: Path
+) -> None:
+    made, local = running
+    with pytest.raises(RunError, match=r"refused the plan: declined: pin rounds\.max_rounds \(id [0-9a-f]{12}\)"):
+        submit(local_operator(made), job(tmp_path / "more", rounds={"num_rounds": 4}), watcher=Watcher())
+    told = {path.stem: "asked 4, at most 3" in path.read_text() for path in local.logs.glob("*.log")}
+    assert {name for name, found in told.items() if found} == {"trainer-1", "trainer-2"}
+
+
+def test_a_client_that_signs_with_a_key_that_the_server_does_not_know_is_not_believed(
+    running: tuple[Deployment, Local], tmp_path: Path
+) -> None:
+    made, _ = running
+    public = made.secret("application-2.pub")
+    known = public.read_bytes()
+    write_application_key(tmp_path / "application-2", tmp_path / "application-2.pub")
+    public.write_bytes((tmp_path / "application-2.pub").read_bytes())
+    try:
+        with pytest.raises(RunError, match="reply of client 1: the signature is not this client's"):
+            submit(local_operator(made), job(tmp_path / "run"), watcher=Watcher())
+    finally:
+        public.write_bytes(known)
 
 
 def test_one_up_at_a_time(running: tuple[Deployment, Local]) -> None:

@@ -1,12 +1,14 @@
 """The same federation with other parts: every adapter with every strategy, other codecs, evaluation on clients."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import fedpeft
 from fedpeft import plugins
 from fedpeft.config import Experiment
 from fedpeft.engines.inline import simulate
@@ -15,14 +17,21 @@ from fedpeft.inference import evaluate_run
 from fedpeft.report.export import read_slots
 from fedpeft.tensors import Tensors
 from fedpeft.training.workbench import assemble
+from tests.conformance.compatibility import accepted, refused, told
 from tests.conftest import needed, tiny
 from tests.e2e.test_inline import digest, lines
 
+ROOT = Path(fedpeft.__file__).parent
 PAIRS = [(adapter, strategy) for adapter in plugins.names("adapter") for strategy in plugins.names("strategy")]
 
 
 def test_the_sweep_covers_the_folders() -> None:
-    assert len(PAIRS) >= 6
+    files = {
+        folder: sum(1 for path in (ROOT / folder).glob("*.py") if re.search(r"^def make\(", path.read_text(), re.M))
+        for folder in ("adapters", "strategies")
+    }
+    assert len(set(PAIRS)) == files["adapters"] * files["strategies"] >= 20 * 22
+    assert {*accepted(), *refused()} == set(PAIRS)
 
 
 @pytest.mark.parametrize(("adapter", "strategy"), PAIRS)
@@ -39,8 +48,9 @@ def test_each_adapter_runs_with_each_strategy_or_is_refused(tmp_path: Path, adap
         ),
     )
     initial, refusal = _assembled(experiment)
+    assert (initial is None) == ((adapter, strategy) in refused())
     if initial is None:
-        assert strategy in refusal
+        assert refusal == refused()[adapter, strategy]
         assert not (tmp_path / "run").exists()
         return
     summary = simulate(experiment)
@@ -52,7 +62,7 @@ def _assembled(experiment: Experiment) -> tuple[Tensors | None, str]:
     try:
         return assemble(experiment).adapted.initial, ""
     except UnsupportedError as error:
-        return None, str(error)
+        return None, told(error)
 
 
 def test_fedprox_keeps_clients_closer_to_what_they_received(tmp_path: Path) -> None:

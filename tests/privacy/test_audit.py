@@ -22,7 +22,7 @@ def released(noise_multiplier: float, *, canary: bool) -> np.ndarray:
     """Return the releases' lengths along the canary, one a trial."""
     made = Privacy(unit="client", delta=DELTA, clip=CLIP, noise_multiplier=noise_multiplier)
     specs = [Spec(name=s.name, shape=(TRIALS, *s.shape), dtype="float32") for s in CANARY.manifest()]
-    noise = gaussian(specs, noise_multiplier * CLIP, source(made, 0), secure=True)
+    noise = gaussian(specs, noise_multiplier * CLIP, source(made, 0))
     sent = clipped(CANARY, CLIP)
     direction = {name: tensor.double() / CANARY.norm() for name, tensor in CANARY.items()}
     parts = [(noise[n].double() + canary * sent[n].double()).flatten(1) @ direction[n].flatten() for n in CANARY]

@@ -51,6 +51,18 @@ def test_clients_drawn_on_their_own_are_amplified_and_the_divisor_is_the_expecte
     assert made({**CLIENT, "noise_multiplier": 2.0}).sample_rate == 1.0
 
 
+def test_of_known_cohorts_nothing_is_amplified_and_one_whom_every_round_asks_is_allowed_for() -> None:
+    fixed: dict[str, Any] = {"clients_per_round": 2, "num_clients": 20}
+    found = made({**CLIENT, "epsilon": 3.0, "cohorts": "known"}, **fixed)
+    assert (found.sample_rate, found.steps, found.divisor) == (1.0, 1, 2.0)
+    expected = epsilon(noise_multiplier=found.noise_multiplier, sample_rate=1.0, steps=4, delta=1e-5, accountant="rdp")
+    assert found.spent(4) == expected == pytest.approx(3.0, rel=2e-3)
+    said = found.statement(2)
+    assert (said["adjacency"], said["epsilon"]) == ("one client's updates left out", found.spent(2))
+    assert "nothing amplified" in said["sampling"]
+    assert "that asked it" in said["composition"]
+
+
 def test_few_clients_may_carry_the_noise_of_a_large_cohort_and_say_so() -> None:
     large = {**CLIENT, "delta": 1e-7, "noise_multiplier": 1.0, "population": 1_000_000, "cohort": 10_000}
 
@@ -84,6 +96,8 @@ def test_shares_of_noise_are_as_large_as_the_fewest_replies_must_have_them() -> 
     ("table", "settings", "said"),
     [
         ({**CLIENT, "epsilon": 1.0}, {"clients_per_round": 2}, "fixed size is not what the accountant"),
+        ({**CLIENT, "epsilon": 1.0, "cohorts": "known"}, {}, "known ones are of fixed size, below all"),
+        ({**CLIENT, "epsilon": 1.0, "cohorts": "known"}, {"clients_per_round": 2, "sampling": "poisson"}, "'known'"),
         ({**CLIENT, "epsilon": 1.0, "delta": 0.1}, {}, "expected less than 1 / 10"),
         ({**CLIENT, "epsilon": 1.0, "population": 100, "cohort": 5}, {}, "at least the 10 clients"),
         ({**EXAMPLE, "epsilon": 0.5, "noise_multiplier": 0.5}, {}, "more than privacy.epsilon = 0.5"),
@@ -105,6 +119,7 @@ def test_what_would_make_the_claim_untrue_is_refused(table: Any, settings: Any, 
         {"clip": 0},
         {"adaptive": {}},
         {"placement": "distributed"},
+        {"cohorts": "known"},
     ],
 )
 def test_tables_that_contradict_themselves_are_refused(change: dict[str, Any]) -> None:

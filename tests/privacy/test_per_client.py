@@ -60,7 +60,7 @@ def privacy(noise: str) -> Privacy:
 def test_a_million_draws_have_the_stated_deviation_and_tensors_are_independent(noise: str) -> None:
     specs = [Spec(name=name, shape=(1000, 1000), dtype="float32") for name in "ab"]
 
-    found = gaussian(specs, 2.5, source(privacy(noise), 7, "test"), secure=noise == "secure")
+    found = gaussian(specs, 2.5, source(privacy(noise), 7, "test"))
 
     for tensor in found.values():
         assert abs(float(tensor.std()) / 2.5 - 1) < 0.0035
@@ -68,15 +68,3 @@ def test_a_million_draws_have_the_stated_deviation_and_tensors_are_independent(n
         assert abs(float(((tensor / 2.5) ** 4).mean()) - 3) < 0.03
     both = torch.stack([tensor.flatten() for tensor in found.values()])
     assert abs(float(torch.corrcoef(both)[0, 1])) < 0.005
-
-
-def test_secure_noise_is_no_seeds_and_research_noise_is_its_inputs() -> None:
-    spec = [Spec(name="a", shape=(50,), dtype="float32")]
-
-    def drawn(noise: str, *purpose: str | int) -> torch.Tensor:
-        torch.manual_seed(0)
-        return gaussian(spec, 1.0, source(privacy(noise), 0, *purpose), secure=noise == "secure")["a"]
-
-    assert not torch.equal(drawn("secure", 1), drawn("secure", 1))
-    assert torch.equal(drawn("reproducible", 1, "x"), drawn("reproducible", 1, "x"))
-    assert not torch.equal(drawn("reproducible", 1, "x"), drawn("reproducible", 1, "y"))

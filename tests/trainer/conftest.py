@@ -16,10 +16,17 @@ from fedpeft.trainer.message import Question
 from fedpeft.trainer.service import serving
 from fedpeft.trainer.states import States, opened
 from fedpeft.trainer.worker import Answering, Worker
+from fedpeft.wire.failure import WORDS_VARIABLE
 from fedpeft.wire.record import content_of, record_of
 from tests.trainer.light import content, message_of
 
 Running = Callable[..., AbstractContextManager[Address]]
+
+
+@pytest.fixture(autouse=True)
+def _words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have errors tell their words: which one it was is what these tests are about."""
+    monkeypatch.setenv(WORDS_VARIABLE, "tell")
 
 
 @pytest.fixture

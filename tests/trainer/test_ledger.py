@@ -82,7 +82,7 @@ def test_every_release_is_charged_over_restarts_and_runs_and_none_beyond_the_bud
     touched: list[int] = []
     monkeypatch.setattr(Workbench, "client_examples", lambda *_: touched.append(1))
     (reply,) = trainer.ask(2, run=8, join=False)
-    assert reply.error.reason == UNTOLD
+    assert reply.error.reason.startswith(UNTOLD)
     assert (trainer.charged(), touched) == ([1, 2, 1], [])
 
 
@@ -104,7 +104,7 @@ def test_a_charge_is_there_before_the_training_that_it_pays_for(
 
     monkeypatch.setattr(fedpeft.client, "train_turn", dies)
     (reply,) = trainer.ask(1)
-    assert reply.error.reason == UNTOLD
+    assert reply.error.reason.startswith(UNTOLD)
     assert trainer.charged() == [1]
 
 
@@ -114,7 +114,7 @@ def test_a_damaged_ledger_trains_nobody(tmp_path: Path, bench: Workbench) -> Non
     (path,) = (tmp_path / "privacy").glob("*.jsonl")
     path.write_bytes(path.read_bytes().replace(b'"round":1', b'"round":0x'))
     (reply,) = trainer.ask(2, join=False)
-    assert reply.error.reason == UNTOLD
+    assert reply.error.reason.startswith(UNTOLD)
 
 
 def test_a_lifetime_budget_ends_the_second_experiment_on_the_same_data(
@@ -128,7 +128,7 @@ def test_a_lifetime_budget_ends_the_second_experiment_on_the_same_data(
     touched: list[int] = []
     monkeypatch.setattr(Workbench, "client_examples", lambda *_: touched.append(1))
     (reply,) = Trainer(tmp_path, other, lifetime).ask(1, run=8)
-    assert (reply.error.reason, touched) == (UNTOLD, [])
+    assert (reply.error.reason[: len(UNTOLD)], touched) == (UNTOLD, [])
     assert Trainer(tmp_path, bench).charged() == [1]
 
 
@@ -169,5 +169,5 @@ def test_a_trainers_node_does_not_name_another_ledger(tmp_path: Path, bench: Wor
         reply = worker.ask(asking("train", broadcast(bench, "train"), PRIVATE, node_config=config), b"1", Call())
     finally:
         worker.close()
-    assert reply.error.reason == UNTOLD
+    assert reply.error.reason.startswith(UNTOLD)
     assert not (tmp_path / "privacy").exists()

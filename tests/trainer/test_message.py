@@ -9,7 +9,8 @@ from flwr.app import Error, Message, RecordDict
 from fedpeft.errors import WireError
 from fedpeft.trainer.message import answer_parts, ask_parts, read_answer, read_ask
 from fedpeft.wire.pb.v1 import trainer_pb2 as pb
-from fedpeft.wire.record import content_of
+from fedpeft.wire.record import content_of, record_of
+from tests.hostile import keyring
 from tests.trainer.conftest import question, replying
 from tests.trainer.light import content, message_of
 
@@ -139,6 +140,16 @@ def test_an_answer_comes_as_it_was_sent() -> None:
 
     assert isinstance(came, RecordDict)
     assert content_of(came) == content(b"\0" * (PIECE + 7))
+
+
+def test_a_clients_signature_comes_with_its_answer() -> None:
+    """The trainer signs, and the app that carries the answer on has no key."""
+    _, signers = keyring(1)
+    signed = signers[0].signed(record_of(content(b"body")))
+    came = read_answer(answer_parts(Message(signed, reply_to=message_of())))
+    assert isinstance(came, RecordDict)
+    assert content_of(came) == content_of(signed)
+    assert len(content_of(came).signature) == 64
 
 
 def test_an_error_comes_with_its_code_and_words() -> None:

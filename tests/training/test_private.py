@@ -14,6 +14,7 @@ from fedpeft.adapters.base import GradientSupport, Penalty
 from fedpeft.config import Privacy, Rounds, Train
 from fedpeft.errors import UnsupportedError
 from fedpeft.privacy.mechanism import mechanism
+from fedpeft.privacy.randomness import Repeatable, Secure
 from fedpeft.training.private import Private, train_privately
 
 CLIPPING = st.sampled_from(["flat", "per_layer"])
@@ -42,8 +43,8 @@ def private(
         num_clients=1,
     )
     made = replace(planned, noise_multiplier=multiplier)
-    generator = torch.Generator().manual_seed(seed)
-    return Private(mechanism=made, support=support or VMAP, noise=generator, active=active or {})
+    noise = Repeatable(torch.Generator().manual_seed(seed)) if made.privacy.noise == "reproducible" else Secure()
+    return Private(mechanism=made, support=support or VMAP, noise=noise, active=active or {})
 
 
 def run(model: nn.Linear, rows: Any, made: Private, **changes: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from fedpeft.codecs.none import Lossless
 from fedpeft.strategies.base import Directive
 from fedpeft.tensors import Tensors
-from fedpeft.wire.message import Broadcast, Envelope, Evaluated, Header, Join, Joined, Update
+from fedpeft.wire.message import Broadcast, Carried, Envelope, Evaluated, Header, Join, Joined, Update
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def envelope(tensors: Tensors) -> Envelope:
         plan_hash="d" * 64,
         base_hash="e" * 64,
         codec=("none",),
-        manifest=tensors.manifest(),
+        carries=Carried.of(tensors.manifest()),
     )
 
 

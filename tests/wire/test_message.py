@@ -11,16 +11,20 @@ from fedpeft.errors import WireError
 from fedpeft.strategies.base import Directive
 from fedpeft.tensors import Spec
 from fedpeft.wire.convert import MAX_HEADER_BYTES, MAX_TENSORS, from_bytes, to_bytes
-from fedpeft.wire.message import VERSION, Broadcast, Envelope, Evaluated, Header, Join, Update, expect
+from fedpeft.wire.message import VERSION, Broadcast, Carried, Envelope, Evaluated, Header, Join, Update, expect
 from fedpeft.wire.pb.v1 import messages_pb2 as pb
 
 DIGEST = bytes(32)
+MANIFEST = tuple(
+    Spec(name=name, shape=shape, dtype="float32") for name, shape in (("w.B", (2, 3)), ("w.A", ()), ("head", (0, 4)))
+)
+"""Of conftest's tensors."""
 
 
 def expected(envelope: Envelope) -> dict[str, Any]:
     """Return what a receiver in the same run asks for."""
-    names = ("job", "round_number", "config_hash", "plan_hash", "base_hash", "codec", "manifest")
-    return {name: vars(envelope)[name] for name in names}
+    names = ("job", "round_number", "config_hash", "plan_hash", "base_hash", "codec", "privacy")
+    return {"manifest": MANIFEST, **{name: vars(envelope)[name] for name in names}}
 
 
 def as_message(header: Header) -> pb.Header:
@@ -50,12 +54,18 @@ def test_what_a_joining_node_cannot_know_is_not_asked(envelope: Envelope) -> Non
         ("base_hash", "f" * 64, r"base hash e{12}\.\.\. is not this run's f{12}\.\.\.; .* another base model"),
         ("codec", ("int8",), r"codec none is not this run's int8; the client packs"),
         ("codec", ("top_k", "int8"), r"codec none is not this run's top_k then int8"),
-        ("manifest", (), r"manifest: tensor 0 is w.B \[2, 3\] float32, expected nothing"),
         (
             "manifest",
-            (Spec(name="w.B", shape=(3, 2), dtype="float32"),),
-            r"manifest: tensor 0 is .*, expected w.B \[3, 2\] float32",
+            (),
+            r"carries tensors of manifest \w{12}\.\.\., 7 scalars, expected 4f53cda18c2b\.\.\., 0; names, ",
         ),
+        (
+            "manifest",
+            MANIFEST[::-1],
+            r"carries tensors of manifest .*, 7 scalars, expected .*, 7; names, shapes or order",
+        ),
+        ("told", MANIFEST[2:], r"manifest: tensor 0 is missing, expected head \[0, 4\] float32"),
+        ("privacy", '{"clip":1}', r"claims nothing for privacy, and this run has {\"clip\":1}"),
     ],
 )
 def test_a_message_of_another_run_is_refused_by_name(update: Update, field: str, value: object, words: str) -> None:
@@ -118,14 +128,15 @@ def test_a_kind_of_a_newer_sender_is_refused(update: Update) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[pb.Header], object], str]] = {
-    "manifest hash": (lambda m: setattr(m, "manifest_hash", "0" * 64), "manifest_hash"),
-    "number of elements": (lambda m: setattr(m, "num_elements", 8), "num_elements"),
-    "a shape the hash does not cover": (lambda m: m.manifest[0].shape.append(1), "manifest_hash"),
-    "an extra tensor": (lambda m: m.manifest.add(name="x", dtype="float32"), "manifest_hash"),
-    "the same name twice": (lambda m: m.manifest.add(name="w.A", dtype="float32"), "distinct names"),
+    "more elements than there are": (
+        lambda m: setattr(m, "num_elements", 1 << 60),
+        "num_elements' = .*, expected 0 to",
+    ),
+    "fewer elements than told": (lambda m: m.manifest.add(name="x", shape=[8]), "num_elements' = 7, expected 8 to"),
+    "the same name twice": (lambda m: [m.manifest.add(name="w.A") for _ in "12"], "distinct names"),
     "an empty name": (lambda m: m.manifest.add(dtype="float32"), "distinct names"),
-    "too many dimensions": (lambda m: m.manifest[0].shape.extend([1 << 60] * 100_000), "dimensions"),
-    "too many tensors": (lambda m: [m.manifest.add() for _ in range(MAX_TENSORS)], "at most 16384"),
+    "too many dimensions": (lambda m: m.manifest.add(name="x").shape.extend([1 << 60] * 100_000), "dimensions"),
+    "too many tensors": (lambda m: [m.manifest.add() for _ in range(MAX_TENSORS + 1)], "at most 16384"),
     "too many stages": (lambda m: m.codec.extend(["x"] * 8), "codec of 9 stages, expected at most 8"),
     "too many bytes": (lambda m: setattr(m, "job", "j" * MAX_HEADER_BYTES), "at most 2097152"),
     "no examples": (lambda m: setattr(m.update, "num_examples", 0), "num_examples' = 0, expected 1 to"),
@@ -195,7 +206,7 @@ def test_a_sender_is_refused_what_a_receiver_would_refuse(envelope: Envelope, up
         replace(update, client=-1),
         replace(update, num_examples=0),
         replace(update, envelope=replace(envelope, round_number=-1)),
-        replace(update, envelope=replace(envelope, manifest=envelope.manifest * 2)),
+        replace(update, envelope=replace(envelope, carries=Carried.of(MANIFEST * 2, told=MANIFEST * 2))),
         Evaluated(envelope=envelope, client=3, num_examples=1, sums={"loss": math.inf}),
         *(Broadcast(envelope=envelope, client=3, kind="train", directive=directive) for directive in WRONG_DIRECTIVES),
     ]
@@ -206,7 +217,7 @@ def test_a_sender_is_refused_what_a_receiver_would_refuse(envelope: Envelope, up
 
 def test_what_a_sender_wrote_is_shown_short_and_on_one_line(update: Update) -> None:
     message = as_message(update)
-    message.manifest_hash = "secret\n" * 1000
+    message.manifest.extend(pb.TensorSpec(name="secret\n" * 1000, shape=[0] * 9) for _ in "12")
 
     with pytest.raises(WireError) as caught:
         from_bytes(message.SerializeToString(), Update)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fedpeft/wire/pb/v1/messages.proto\x12\nfedpeft.v1\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\r\n\x05\x64type\x18\x03 \x01(\t\"\xbc\x03\n\x06Header\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x13\n\x0b\x63onfig_hash\x18\x04 \x01(\t\x12\x11\n\tplan_hash\x18\x05 \x01(\t\x12\x11\n\tbase_hash\x18\x06 \x01(\t\x12(\n\x08manifest\x18\x07 \x03(\x0b\x32\x16.fedpeft.v1.TensorSpec\x12\x15\n\rmanifest_hash\x18\x08 \x01(\t\x12\r\n\x05\x63odec\x18\t \x03(\t\x12\x14\n\x0cnum_elements\x18\n \x01(\x04\x12\x16\n\x0epayload_sha256\x18\x0b \x01(\x0c\x12*\n\tbroadcast\x18\x10 \x01(\x0b\x32\x15.fedpeft.v1.BroadcastH\x00\x12$\n\x06update\x18\x11 \x01(\x0b\x32\x12.fedpeft.v1.UpdateH\x00\x12 \n\x04join\x18\x12 \x01(\x0b\x32\x10.fedpeft.v1.JoinH\x00\x12$\n\x06joined\x18\x13 \x01(\x0b\x32\x12.fedpeft.v1.JoinedH\x00\x12*\n\tevaluated\x18\x14 \x01(\x0b\x32\x15.fedpeft.v1.EvaluatedH\x00\x42\x06\n\x04kind\"\xb0\x01\n\tBroadcast\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.fedpeft.v1.Broadcast.Kind\x12\x0e\n\x06\x63lient\x18\x02 \x01(\x04\x12(\n\tdirective\x18\x03 \x01(\x0b\x32\x15.fedpeft.v1.Directive\"?\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_TRAIN\x10\x01\x12\x11\n\rKIND_EVALUATE\x10\x02\"u\n\tDirective\x12 \n\x05train\x18\x01 \x01(\x0b\x32\x11.fedpeft.v1.Slots\x12\x11\n\x04rank\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\x05scale\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x0c\n\x04held\x18\x04 \x01(\rB\x07\n\x05_rankB\x08\n\x06_scale\"\x16\n\x05Slots\x12\r\n\x05names\x18\x01 \x03(\t\"z\n\x06Update\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x14\n\x0cnum_examples\x18\x02 \x01(\x04\x12\x11\n\tnum_steps\x18\x03 \x01(\x04\x12\x17\n\ntrain_loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x42\r\n\x0b_train_loss\"\x8d\x01\n\tEvaluated\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x14\n\x0cnum_examples\x18\x02 \x01(\x04\x12-\n\x04sums\x18\x03 \x03(\x0b\x32\x1f.fedpeft.v1.Evaluated.SumsEntry\x1a+\n\tSumsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x06\n\x04Join\"}\n\x06Joined\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x32\n\x08versions\x18\x02 \x03(\x0b\x32 .fedpeft.v1.Joined.VersionsEntry\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fedpeft/wire/pb/v1/messages.proto\x12\nfedpeft.v1\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\r\n\x05\x64type\x18\x03 \x01(\t\"\xfa\x03\n\x06Header\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x13\n\x0b\x63onfig_hash\x18\x04 \x01(\t\x12\x11\n\tplan_hash\x18\x05 \x01(\t\x12\x11\n\tbase_hash\x18\x06 \x01(\t\x12(\n\x08manifest\x18\x07 \x03(\x0b\x32\x16.fedpeft.v1.TensorSpec\x12\x15\n\rmanifest_hash\x18\x08 \x01(\t\x12\r\n\x05\x63odec\x18\t \x03(\t\x12\x14\n\x0cnum_elements\x18\n \x01(\x04\x12\x16\n\x0epayload_sha256\x18\x0b \x01(\x0c\x12\x0f\n\x07privacy\x18\x0c \x01(\t\x12\r\n\x05\x66\x65nce\x18\r \x01(\x06\x12\x0b\n\x03run\x18\x0f \x01(\x0c\x12\x0f\n\x07\x61nswers\x18\x0e \x01(\x0c\x12*\n\tbroadcast\x18\x10 \x01(\x0b\x32\x15.fedpeft.v1.BroadcastH\x00\x12$\n\x06update\x18\x11 \x01(\x0b\x32\x12.fedpeft.v1.UpdateH\x00\x12 \n\x04join\x18\x12 \x01(\x0b\x32\x10.fedpeft.v1.JoinH\x00\x12$\n\x06joined\x18\x13 \x01(\x0b\x32\x12.fedpeft.v1.JoinedH\x00\x12*\n\tevaluated\x18\x14 \x01(\x0b\x32\x15.fedpeft.v1.EvaluatedH\x00\x42\x06\n\x04kind\"\xd6\x01\n\tBroadcast\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.fedpeft.v1.Broadcast.Kind\x12\x0e\n\x06\x63lient\x18\x02 \x01(\x04\x12(\n\tdirective\x18\x03 \x01(\x0b\x32\x15.fedpeft.v1.Directive\x12$\n\x07\x63hanges\x18\x04 \x01(\x0b\x32\x13.fedpeft.v1.Changes\"?\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_TRAIN\x10\x01\x12\x11\n\rKIND_EVALUATE\x10\x02\"L\n\x07\x43hanges\x12\x12\n\x05since\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05until\x18\x02 \x01(\r\x12\x14\n\x0c\x61\x64\x61pter_hash\x18\x03 \x01(\tB\x08\n\x06_since\"u\n\tDirective\x12 \n\x05train\x18\x01 \x01(\x0b\x32\x11.fedpeft.v1.Slots\x12\x11\n\x04rank\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\x05scale\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x0c\n\x04held\x18\x04 \x01(\rB\x07\n\x05_rankB\x08\n\x06_scale\"\x16\n\x05Slots\x12\r\n\x05names\x18\x01 \x03(\t\"z\n\x06Update\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x14\n\x0cnum_examples\x18\x02 \x01(\x04\x12\x11\n\tnum_steps\x18\x03 \x01(\x04\x12\x17\n\ntrain_loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x42\r\n\x0b_train_loss\"\x8d\x01\n\tEvaluated\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x14\n\x0cnum_examples\x18\x02 \x01(\x04\x12-\n\x04sums\x18\x03 \x03(\x0b\x32\x1f.fedpeft.v1.Evaluated.SumsEntry\x1a+\n\tSumsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x06\n\x04Join\"}\n\x06Joined\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x32\n\x08versions\x18\x02 \x03(\x0b\x32 .fedpeft.v1.Joined.VersionsEntry\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,25 +38,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENSORSPEC']._serialized_start=49
   _globals['_TENSORSPEC']._serialized_end=105
   _globals['_HEADER']._serialized_start=108
-  _globals['_HEADER']._serialized_end=552
-  _globals['_BROADCAST']._serialized_start=555
-  _globals['_BROADCAST']._serialized_end=731
-  _globals['_BROADCAST_KIND']._serialized_start=668
-  _globals['_BROADCAST_KIND']._serialized_end=731
-  _globals['_DIRECTIVE']._serialized_start=733
-  _globals['_DIRECTIVE']._serialized_end=850
-  _globals['_SLOTS']._serialized_start=852
-  _globals['_SLOTS']._serialized_end=874
-  _globals['_UPDATE']._serialized_start=876
-  _globals['_UPDATE']._serialized_end=998
-  _globals['_EVALUATED']._serialized_start=1001
-  _globals['_EVALUATED']._serialized_end=1142
-  _globals['_EVALUATED_SUMSENTRY']._serialized_start=1099
-  _globals['_EVALUATED_SUMSENTRY']._serialized_end=1142
-  _globals['_JOIN']._serialized_start=1144
-  _globals['_JOIN']._serialized_end=1150
-  _globals['_JOINED']._serialized_start=1152
-  _globals['_JOINED']._serialized_end=1277
-  _globals['_JOINED_VERSIONSENTRY']._serialized_start=1230
-  _globals['_JOINED_VERSIONSENTRY']._serialized_end=1277
+  _globals['_HEADER']._serialized_end=614
+  _globals['_BROADCAST']._serialized_start=617
+  _globals['_BROADCAST']._serialized_end=831
+  _globals['_BROADCAST_KIND']._serialized_start=768
+  _globals['_BROADCAST_KIND']._serialized_end=831
+  _globals['_CHANGES']._serialized_start=833
+  _globals['_CHANGES']._serialized_end=909
+  _globals['_DIRECTIVE']._serialized_start=911
+  _globals['_DIRECTIVE']._serialized_end=1028
+  _globals['_SLOTS']._serialized_start=1030
+  _globals['_SLOTS']._serialized_end=1052
+  _globals['_UPDATE']._serialized_start=1054
+  _globals['_UPDATE']._serialized_end=1176
+  _globals['_EVALUATED']._serialized_start=1179
+  _globals['_EVALUATED']._serialized_end=1320
+  _globals['_EVALUATED_SUMSENTRY']._serialized_start=1277
+  _globals['_EVALUATED_SUMSENTRY']._serialized_end=1320
+  _globals['_JOIN']._serialized_start=1322
+  _globals['_JOIN']._serialized_end=1328
+  _globals['_JOINED']._serialized_start=1330
+  _globals['_JOINED']._serialized_end=1455
+  _globals['_JOINED_VERSIONSENTRY']._serialized_start=1408
+  _globals['_JOINED_VERSIONSENTRY']._serialized_end=1455
 # @@protoc_insertion_point(module_scope)

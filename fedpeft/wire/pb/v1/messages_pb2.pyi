@@ -18,7 +18,7 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("version", "job", "round", "config_hash", "plan_hash", "base_hash", "manifest", "manifest_hash", "codec", "num_elements", "payload_sha256", "broadcast", "update", "join", "joined", "evaluated")
+    __slots__ = ("version", "job", "round", "config_hash", "plan_hash", "base_hash", "manifest", "manifest_hash", "codec", "num_elements", "payload_sha256", "privacy", "fence", "run", "answers", "broadcast", "update", "join", "joined", "evaluated")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,10 @@ class Header(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     NUM_ELEMENTS_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
+    PRIVACY_FIELD_NUMBER: _ClassVar[int]
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
     BROADCAST_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     JOIN_FIELD_NUMBER: _ClassVar[int]
@@ -46,15 +50,19 @@ class Header(_message.Message):
     codec: _containers.RepeatedScalarFieldContainer[str]
     num_elements: int
     payload_sha256: bytes
+    privacy: str
+    fence: int
+    run: bytes
+    answers: bytes
     broadcast: Broadcast
     update: Update
     join: Join
     joined: Joined
     evaluated: Evaluated
-    def __init__(self, version: _Optional[int] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., config_hash: _Optional[str] = ..., plan_hash: _Optional[str] = ..., base_hash: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., manifest_hash: _Optional[str] = ..., codec: _Optional[_Iterable[str]] = ..., num_elements: _Optional[int] = ..., payload_sha256: _Optional[bytes] = ..., broadcast: _Optional[_Union[Broadcast, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., config_hash: _Optional[str] = ..., plan_hash: _Optional[str] = ..., base_hash: _Optional[str] = ..., manifest: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., manifest_hash: _Optional[str] = ..., codec: _Optional[_Iterable[str]] = ..., num_elements: _Optional[int] = ..., payload_sha256: _Optional[bytes] = ..., privacy: _Optional[str] = ..., fence: _Optional[int] = ..., run: _Optional[bytes] = ..., answers: _Optional[bytes] = ..., broadcast: _Optional[_Union[Broadcast, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ...) -> None: ...
 
 class Broadcast(_message.Message):
-    __slots__ = ("kind", "client", "directive")
+    __slots__ = ("kind", "client", "directive", "changes")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[Broadcast.Kind]
@@ -66,10 +74,22 @@ class Broadcast(_message.Message):
     KIND_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     DIRECTIVE_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
     kind: Broadcast.Kind
     client: int
     directive: Directive
-    def __init__(self, kind: _Optional[_Union[Broadcast.Kind, str]] = ..., client: _Optional[int] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ...) -> None: ...
+    changes: Changes
+    def __init__(self, kind: _Optional[_Union[Broadcast.Kind, str]] = ..., client: _Optional[int] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., changes: _Optional[_Union[Changes, _Mapping]] = ...) -> None: ...
+
+class Changes(_message.Message):
+    __slots__ = ("since", "until", "adapter_hash")
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_HASH_FIELD_NUMBER: _ClassVar[int]
+    since: int
+    until: int
+    adapter_hash: str
+    def __init__(self, since: _Optional[int] = ..., until: _Optional[int] = ..., adapter_hash: _Optional[str] = ...) -> None: ...
 
 class Directive(_message.Message):
     __slots__ = ("train", "rank", "scale", "held")

@@ -67,16 +67,18 @@ class Answer(_message.Message):
     def __init__(self, version: _Optional[int] = ..., content: _Optional[_Union[Content, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Content(_message.Message):
-    __slots__ = ("header", "checksum", "num_bytes", "sha256")
+    __slots__ = ("header", "checksum", "num_bytes", "sha256", "signature")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     header: bytes
     checksum: bytes
     num_bytes: int
     sha256: bytes
-    def __init__(self, header: _Optional[bytes] = ..., checksum: _Optional[bytes] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+    signature: bytes
+    def __init__(self, header: _Optional[bytes] = ..., checksum: _Optional[bytes] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("code", "reason")
