@@ -75,8 +75,9 @@ class ProfileWatcher(Watcher):
 
     def _accounts(self) -> tuple[dict[str, dict[str, float]], int]:
         """Return where the time since the last call went, of this process and of the workers, and the elements."""
+        now = time.perf_counter()
         (own, elements), theirs = self._clock.take(), self._clock.take_others()
-        passed, self._mark = time.perf_counter() - self._mark, time.perf_counter()
+        passed, self._mark = now - self._mark, now
         if not (workers := self._clock.others.num_watched):
             return {"": _with_rest(own, passed)}, elements
         return {"server": _with_rest(own, passed), f"{workers} workers": _with_rest(theirs, workers * passed)}, elements

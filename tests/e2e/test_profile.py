@@ -106,34 +106,6 @@ def test_an_open_span_is_counted_up_to_now_and_once(monkeypatch: pytest.MonkeyPa
     assert spans.take() == {}
 
 
-PRIVATE = {
-    "privacy": {"unit": "example", "sample_rate": 0.2, "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-3},
-    "strategy": {"name": "fedavg", "weighting": "uniform"},
-}
-
-
-def test_two_workers_account_for_their_time_and_the_server_for_its_own_with_privacy(tmp_path: Path) -> None:
-    said: list[str] = []
-    settings = {"train": {"local_steps": 20}, "rounds": {"num_rounds": 2}, "simulation": {"workers": 2}}
-    experiment = tiny(tmp_path / "run", **settings, **PRIVATE)
-    began = time.perf_counter()
-    with profiled(Watcher(), experiment, said.append) as watcher:
-        simulate(experiment, watcher=watcher)
-    wall = time.perf_counter() - began
-
-    rounds = {line.partition(":")[0]: phases(line) for line in said if line.startswith("  profile of round")}
-    servers, workers = (
-        [rounds[f"  profile of round {number}, {who}"] for number in range(3)] for who in ("server", "2 workers")
-    )
-    for server, both in zip(servers, workers, strict=True):
-        assert sum(both.values()) == pytest.approx(2 * sum(server.values()), abs=0.2)
-    assert 0.6 * wall < sum(sum(each.values()) for each in servers) <= wall + 0.2
-    assert workers[0]["load"] + workers[1]["load"] > 1.0
-    assert {"forward-backward", "optimizer", "privacy", "data", "codec", "idle", "other"} <= set(workers[2])
-    assert {"aggregate", "evaluate", "record", "codec", "idle", "other", "privacy"} <= set(servers[1])
-    assert "load" not in {name for name, value in workers[2].items() if value}
-
-
 def test_operations_are_those_of_the_products(tmp_path: Path) -> None:
     """A pass forward costs what its linear layers do, and backward to the input of each at least as much again."""
     bench = assemble(tiny(tmp_path / "run"))
