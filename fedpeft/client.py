@@ -1,30 +1,30 @@
 """The client's half of a round: receive, check, train on data that stays here, send the change.
 
-Read top to bottom: join (once), train, evaluate. Nothing leaves but a header and the encoded change.
+Read top to bottom: train (begin, the training itself, conclude), evaluate; before the first, ``handshake``. Nothing
+leaves but a header and the encoded change.
 """
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedpeft import __version__
-from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
 from fedpeft.errors import WireError
+from fedpeft.handshake import client_of, join, plan_of
 from fedpeft.pinning.gate import Gate
 from fedpeft.privacy.ledger import Charge
 from fedpeft.privacy.own import OwnLedger
 from fedpeft.rounds.answered import Answered, once
 from fedpeft.rounds.downlink import arrived, kept, laid_over, packed
-from fedpeft.rounds.memory import forget, recall, remember
+from fedpeft.rounds.memory import recall, remember
 from fedpeft.strategies.base import Turn
 from fedpeft.strategies.ranks import sliced
+from fedpeft.tasks.base import Examples
 from fedpeft.tensors import Tensors
 from fedpeft.timing import phase, timed
 from fedpeft.training.changes import without_held
@@ -35,11 +35,11 @@ from fedpeft.training.optimizers import learning_rate
 from fedpeft.training.turn import train_turn
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.failure import failure
-from fedpeft.wire.message import Broadcast, Carried, Envelope, Evaluated, Join, Joined, Update, expect
+from fedpeft.wire.message import Broadcast, Carried, Envelope, Evaluated, Update, expect
 from fedpeft.wire.payload import pack, unpack
 from fedpeft.wire.signature import Signer
 
-__all__ = ["Node", "client_app", "enrol"]
+__all__ = ["Begun", "Node", "answer", "begin", "client_app", "conclude", "place"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,54 +71,21 @@ def client_app(node: Node) -> ClientApp:
 
     @app.query("join")
     def _join(message: Message, context: Context) -> Message:
-        return _answer(message, context, node, lambda: join(message, context, node.experiment(context)))
+        return answer(message, context, node, lambda: join(message, context, node.experiment(context)))
 
     @app.train()
     def _train(message: Message, context: Context) -> Message:
-        return _answer(message, context, node, lambda: _trained(message, context, node))
+        return answer(message, context, node, lambda: _trained(message, context, node))
 
     @app.evaluate()
     def _evaluate(message: Message, context: Context) -> Message:
-        return _answer(message, context, node, lambda: _evaluated(message, context, node))
+        return answer(message, context, node, lambda: _evaluated(message, context, node))
 
     return app
 
 
-def join(message: Message, context: Context, experiment: Experiment) -> RecordDict:
-    """Take the server's plan, once, and say which client lives here.
-
-    Raises:
-        WireError: the server runs another experiment, or the plan is damaged.
-    """
-    header, body = unpack(message.content, Join)
-    expect(
-        header,
-        job=header.envelope.job,
-        round_number=0,
-        config_hash=experiment.hash,
-        plan_hash=_plan_hash(body),
-        base_hash=None,
-        codec=experiment.codec.words,
-    )
-    enrol(context.state, header.envelope.job, body)
-    versions = {"fedpeft": __version__}
-    return pack(Joined(envelope=header.envelope, client=_client(context), versions=versions), b"")
-
-
-@lru_cache(maxsize=1)
-def _plan_hash(plan: bytes) -> str:
-    """Read a plan once where many nodes share a process: it may hold tensors as large as the base model's."""
-    return Plan.from_bytes(plan).hash
-
-
-def enrol(state: RecordDict, job: str, plan: bytes) -> None:
-    """Put into a node's record what it holds once it has joined, and no memory of another job."""
-    forget(state)
-    state["run"] = ConfigRecord({"job": job, "plan": plan})
-
-
 def _trained(message: Message, context: Context, node: Node) -> RecordDict:
-    bench = node.workbench(context, _plan(context))
+    bench = node.workbench(context, plan_of(context))
     answered = None if bench.remembers() else node.answered(context)
     return once(
         answered, message.content, lambda: train(message, context, bench, node.ledger(context, bench.experiment))
@@ -126,34 +93,64 @@ def _trained(message: Message, context: Context, node: Node) -> RecordDict:
 
 
 def _evaluated(message: Message, context: Context, node: Node) -> RecordDict:
-    bench = node.workbench(context, _plan(context))
+    bench = node.workbench(context, plan_of(context))
     if (ledger := node.ledger(context, bench.experiment)) is not None:
         ledger.admit(bench.mechanism)
     return evaluate(message, context, bench)
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A client's training before its first step: what came, checked, and the data it is for."""
+
+    header: Broadcast
+    turn: Turn
+    parts: Tensors
+    """What rebuilds a residual on the frozen weights."""
+    examples: Examples
+    began: float = field(default_factory=time.monotonic)
+
+
 def train(message: Message, context: Context, bench: Workbench, ledger: OwnLedger | None = None) -> RecordDict:
     """Train the received adapter on this client's data and return the encoded change.
 
-    A ledger of the client's own is charged before its data is touched.
+    Raises:
+        FedpeftError: as for begin, or the training is at fault.
+    """
+    begun = begin(message, context, bench, ledger)
+    place(bench, begun.turn, begun.parts)
+    outcome = train_turn(bench, begun.turn, begun.examples, client=begun.header.client)
+    return conclude(context, bench, begun, bench.adapted.attached.read(), outcome)
+
+
+def begin(message: Message, context: Context, bench: Workbench, ledger: OwnLedger | None = None) -> Begun:
+    """Check what came and open this client's data; a ledger of its own is charged before that is touched.
 
     Raises:
         WireError: the message is not for this client, experiment, plan or base model.
-        FedpeftError: the data or the training is at fault, or the ledger's budget is spent.
+        FedpeftError: the data is at fault, or the ledger's budget is spent.
     """
     began = time.monotonic()
-    header, turn = _receive(message, context, bench, kind="train")
+    header, turn, parts = _receive(message, context, bench, kind="train")
     if ledger is not None:
         charge = Charge(round=turn.round_number, clients=(header.client,), inputs=turn.received.digest())
         ledger.charge(charge, bench.mechanism)
     examples, _ = bench.client_examples(header.client)
-    outcome = train_turn(bench, turn, examples, client=header.client)
-    delta, memory = _finish(bench, header, turn, outcome)
+    return Begun(header=header, turn=turn, parts=parts, examples=examples, began=began)
+
+
+def conclude(
+    context: Context, bench: Workbench, begun: Begun, trained: Tensors, outcome: Outcome, *, shared_by: int = 1
+) -> RecordDict:
+    """Return the encoded change from what was received to what was trained, and keep what is the client's own."""
+    header, turn = begun.header, begun.turn
+    delta, memory = _finish(bench, header, turn, trained, outcome)
     delta = hidden(bench, delta, client=header.client, round_number=turn.round_number)
     update = Update(
         envelope=_envelope(bench, header, delta),
         client=header.client,
-        **_told(bench, len(examples), outcome, time.monotonic() - began),
+        **_told(bench, len(begun.examples), outcome, (time.monotonic() - begun.began) / shared_by),
     )
     body, errors = _encoded(bench, header, delta, owed(recall(context.state, before=turn.round_number)))
     reply = pack(update, body)
@@ -181,7 +178,8 @@ def evaluate(message: Message, context: Context, bench: Workbench) -> RecordDict
     """
     if bench.mechanism is not None:
         raise WireError("with [privacy] nothing measured on this client's data is sent; the server asked for it")
-    header, _ = _receive(message, context, bench, kind="evaluate")
+    header, turn, parts = _receive(message, context, bench, kind="evaluate")
+    place(bench, turn, parts)
     _, held_out = bench.client_examples(header.client)
     envelope = _envelope(bench, header, Tensors())
     with bench.adapted.adapter.scaled(bench.adapted.attached, header.directive.scale):
@@ -191,8 +189,8 @@ def evaluate(message: Message, context: Context, bench: Workbench) -> RecordDict
 
 def _receive(
     message: Message, context: Context, bench: Workbench, *, kind: Literal["train", "evaluate"]
-) -> tuple[Broadcast, Turn]:
-    """Check a broadcast against what this node holds, and put in place what the client's turn begins with."""
+) -> tuple[Broadcast, Turn, Tensors]:
+    """Check a broadcast against what this node holds; return the client's turn, and what rebuilds a residual."""
     header, body = unpack(message.content, Broadcast)
     adapted, slots = bench.adapted, bench.adapted.attached.slots
     beside = bench.strategy.beside(slots).down if kind == "train" else ()
@@ -210,7 +208,7 @@ def _receive(
         manifest=manifest,
         told=parts,
         privacy=bench.claim,
-        client=_client(context),
+        client=client_of(context),
     )
     experiment, round_number = bench.experiment, header.envelope.round_number
     memory = recall(context.state, before=round_number + (kind == "evaluate"))
@@ -227,14 +225,22 @@ def _receive(
         learning_rate=learning_rate(experiment.train, round_number, experiment.rounds.num_rounds),
         directive=header.directive,
     )
-    adapted.place(bench.strategy.begin(turn), bench.strategy.residuals(slots, came.select(part_names)))
-    return header, turn
+    return header, turn, came.select(part_names)
 
 
-def _finish(bench: Workbench, header: Broadcast, turn: Turn, outcome: Outcome) -> tuple[Tensors, Tensors]:
+def place(bench: Workbench, turn: Turn, parts: Tensors) -> Tensors:
+    """Put in place what the client's turn begins with, and return the adapter's part of it."""
+    start = bench.strategy.begin(turn)
+    bench.adapted.place(start, bench.strategy.residuals(turn.slots, parts))
+    return start
+
+
+def _finish(
+    bench: Workbench, header: Broadcast, turn: Turn, trained: Tensors, outcome: Outcome
+) -> tuple[Tensors, Tensors]:
     """Return what this client sends, the change first, in the slots and ranks it was asked for, and what it keeps."""
     asked, strategy = header.directive, bench.strategy
-    parting = strategy.finish(turn, bench.adapted.attached.read(), num_steps=outcome.num_steps)
+    parting = strategy.finish(turn, trained, num_steps=outcome.num_steps)
     sent = [spec.name for spec in asked.select(turn.slots, strategy.uplink(turn.slots))]
     delta = sliced((parting.adapter - turn.received).select(sent), turn.slots, rank=asked.rank, held=asked.held)
     beside = parting.beside.require(strategy.beside(turn.slots).up, where="sent beside the delta")
@@ -250,7 +256,7 @@ def _encoded(bench: Workbench, header: Broadcast, delta: Tensors, errors: Tensor
     return send(bench.codec, common, delta, errors, bench.adapted.attached.slots, header.directive)
 
 
-def _answer(message: Message, context: Context, node: Node, work: Callable[[], RecordDict]) -> Message:
+def answer(message: Message, context: Context, node: Node, work: Callable[[], RecordDict]) -> Message:
     """Do the work; whatever goes wrong becomes one coded error that the server counts, never a lost reply."""
     try:
         if (gate := node.gate(context)) is not None:
@@ -284,16 +290,3 @@ def _envelope(bench: Workbench, header: Broadcast, delta: Tensors) -> Envelope:
         fence=header.envelope.fence,
         answers=header.envelope.payload,
     )
-
-
-def _client(context: Context) -> int:
-    return int(context.node_config["partition-id"])
-
-
-def _plan(context: Context) -> bytes:
-    if "run" not in context.state:
-        raise WireError(f"client {_client(context)} has not joined this run; it holds no plan")
-    plan = context.state["run"]["plan"]
-    if not isinstance(plan, bytes):
-        raise WireError(f"client {_client(context)} holds a damaged plan; restart the node")
-    return plan

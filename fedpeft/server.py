@@ -50,24 +50,24 @@ def serve(
     keys: Keys | None = None,
     journaled: bool = False,
     nodes: Mapping[int, int] | None = None,
+    stack: int = 1,
 ) -> dict[str, Any]:
     """Run every round that is still to run, write the adapter and the summary, return the summary.
 
-    ``memories`` holds what clients keep between rounds, where nodes leave it; ``workers`` and ``keys`` are what they
-    are in Federation. ``journaled`` has a round that is run again go on with the replies that it had, except where
-    clients keep memories, which a client that is not asked again would lack.
-    ``nodes`` tells which node is whose, where the engine knows and they hold the plan; else all are asked to join.
+    ``memories`` holds what clients keep between rounds, where nodes leave it; ``workers``, ``keys`` and ``stack`` are
+    those of Clients. ``journaled`` has a round that is run again go on with the replies that it had, except where
+    clients keep memories, which one that is not asked again would lack. ``nodes`` tells which node is whose, where
+    the engine knows and they hold the plan; else all are asked to join.
 
     Raises:
         ResumeError: the run directory's checkpoint is damaged or of other parts.
-        RunError: a round got fewer replies than rounds.min_clients, or another server has taken over; the last
-            checkpoint stands.
+        RunError: a round got too few replies, or another server has taken over; the last checkpoint stands.
     """
     watcher, fence = watcher or Watcher(), claim(run.path, bench.experiment.output.fence)
     begun = resumed(run, bench, memories) if resume else None
     _say_started(watcher, bench, run, begun)
     found = find_clients(grid, bench, fence=fence.token, keys=keys) if nodes is None else nodes
-    clients = Clients(grid=grid, nodes=found, workers=workers, keys=keys)
+    clients = Clients(grid=grid, nodes=found, workers=workers, keys=keys, stack=stack)
     federation = Federation.of(clients, bench, run, fence, watcher, journaled=journaled, fresh=begun is None)
     state = _through(federation, run, begun or _round_zero(federation, run))
     with fence.held():
@@ -139,6 +139,7 @@ def run_round(federation: Federation, state: State, round_number: int) -> tuple[
         bytes_down_fp32=4 * tally.floats_down,
         bytes_up_bound=tally.bytes_up_bound,
         worker_processes=federation.clients.workers,
+        stack=federation.clients.stack,
         seconds={"clients": trained - began, "aggregate": aggregated - trained, "evaluate": done - aggregated},
     )
 
@@ -152,9 +153,8 @@ def _train(federation: Federation, state: State, cohort: Sequence[int], asking: 
     tally, round_number = Tally(total=strategy.start()), asking.round_number
     spares = spares_of(bench, len(federation.clients.nodes), round_number)
     awake, further = (federation.score.awake(each, round_number) for each in (cohort, spares))
-    groups = (awake, further) if federation.clients.workers else ((*awake, *further),)
-    resting = federation.score.resting(cohort, round_number)
-    for reply in chain(resting, chain.from_iterable(asking.train(group) for group in groups)):
+    groups = (awake, further) if federation.clients.apart else ((*awake, *further),)
+    for reply in chain(federation.score.resting(cohort, round_number), *(asking.train(group) for group in groups)):
         tally.clients.append(reply.client)
         tally.count(reply)
         if reply.update is not None and isinstance(reply.header, Update):
@@ -223,6 +223,7 @@ def _exchange(federation: Federation, state: State, round_number: int, page: Pag
         state=state,
         round_number=round_number,
         workers=federation.clients.workers,
+        stack=federation.clients.stack,
         fence=federation.fence.token,
         keys=federation.clients.keys,
         page=page,

@@ -103,7 +103,7 @@ class Prompts(nn.Module):
 
     def between(self, embeddings: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Put the vectors behind the class token, (batch, 1 + n, width) to (batch, 1 + p + n, width)."""
-        return torch.cat([output[:, :1], self._rows(output), output[:, 1:]], dim=1)
+        return torch.cat([output[:, :1], self(output), output[:, 1:]], dim=1)
 
     def cut_behind_class(self, body: Any, args: tuple[Any, ...], output: Any) -> Any:
         """Leave the class token and the patches."""
@@ -126,9 +126,10 @@ class Prompts(nn.Module):
                 f"{count} virtual tokens and {length} of the text: expected at most {most} positions in "
                 f"{type(body).__name__}; lower task.max_length to {most - count} or adapter.num_tokens"
             )
-        return torch.cat([self._rows(embeds), embeds], dim=1)
+        return torch.cat([self(embeds), embeds], dim=1)
 
-    def _rows(self, like: Tensor) -> Tensor:
+    def forward(self, like: Tensor) -> Tensor:
+        """Return the vectors for each row of a batch, (batch, ...) to (batch, p, width)."""
         return self.weight.to(like.dtype).expand(len(like), -1, -1)
 
     def _positions(self, positions: Tensor, seen: int) -> Tensor:

@@ -173,6 +173,14 @@ class Adapter(ABC):
     def attach(self, model: nn.Module, plan: Plan) -> Attached:
         """Freeze the model, put the adapter in as planned, in place. Equal plans give equal bits everywhere."""
 
+    def alone(self) -> str | None:
+        """Return why clients cannot be trained side by side with this method; by default they can, if it is proved.
+
+        They can where each trained parameter is used by a layer that is called with one tensor (batch, ...), penalties
+        look at parameters alone, and what ``after_step`` changes are those that train.
+        """
+        return None
+
     def penalty(self, attached: Attached) -> Penalty:
         """Return the regulariser at the current parameters; none by default."""
         return Penalty()

@@ -30,7 +30,7 @@ __all__ = [
 
 WITHOUT_EFFECT = ("output", "simulation")
 """Tables that do not change the result."""
-_LATER = {"compute": ("quantization", "gradient_checkpointing", "cache_frozen", "cache_bytes")}
+_LATER = {"compute": ("stack", "quantization", "gradient_checkpointing", "cache_frozen", "cache_bytes")}
 """Keys that came after runs had begun: at their defaults they are left out of the hash, so that these go on."""
 
 
@@ -124,6 +124,12 @@ class Compute(Frozen):
 
     num_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Threads of one process; part of what makes a run reproducible to the bit."""
+    stack: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """Clients of a round trained side by side in one pass of the frozen model, in one process (inline engine); 1: each
+    alone. Equal up to rounding, but for dropout's draws, so it is part of what makes a run reproducible to the bit.
+
+    auto: as many as are fastest in a short measurement at the start and fit into memory; the run keeps the number.
+    """
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """bfloat16: forward and backward by autocast, adapters and optimizer in float32; for hardware that has it.
 

@@ -56,7 +56,7 @@ class _Worker:
             self.connection.send(order)
             done: Done = self.connection.recv()
         except (EOFError, OSError) as error:
-            raise self._lost(f"trained client {order.client}") from error
+            raise self._lost(f"trained client {', '.join(map(str, order.clients))}") from error
         return done
 
     def _lost(self, doing: str) -> RunError:
@@ -80,8 +80,9 @@ class Crew:
     def __init__(self, bench: Workbench, num_workers: int, memories: MemoryFolder) -> None:
         self._bench, self._num_workers, self._memories = bench, num_workers, memories
         self._changed, self._turn = threading.Condition(), threading.Lock()
-        self._orders: deque[tuple[Message, int]] = deque()
-        self._done: dict[str, Done] = {}
+        self._orders: deque[tuple[Message, ...]] = deque()
+        self._done: dict[str, Message] = {}
+        self._times: list[tuple[dict[str, float], int]] = []
         self._failure: Exception | None = None
         self._closed = False
         self._waiting: set[str] = set()
@@ -148,11 +149,11 @@ class Crew:
         """The process ids."""
         return tuple(worker.process.pid or 0 for worker, _ in self._workers)
 
-    def give(self, message: Message, *, client: int) -> None:
-        """Queue a message for the next free worker."""
+    def give(self, messages: Sequence[Message]) -> None:
+        """Queue messages that are answered together for the next free worker."""
         with self._changed:
-            self._orders.append((message, client))
-            self._waiting.add(message.metadata.message_id)
+            self._orders.append(tuple(messages))
+            self._waiting |= {message.metadata.message_id for message in messages}
             self._changed.notify_all()
 
     def take(self, message_ids: Sequence[str]) -> list[Message]:
@@ -169,10 +170,11 @@ class Crew:
             here = asked & self._done.keys()
             self._waiting -= here
             taken = [self._done.pop(each) for each in message_ids if each in here]
+            times, self._times = self._times, []
         if self._clock is not None:
-            for done in taken:
-                self._clock.add(done.seconds, done.elements)
-        return [done.reply for done in taken]
+            for seconds, elements in times:
+                self._clock.add(seconds, elements)
+        return taken
 
     def _serve(self, worker: _Worker) -> None:
         """Hand one message after the other to a worker, until the crew is dismissed."""
@@ -182,16 +184,18 @@ class Crew:
             worker.ready(self._turn)
             self._tell(worker, "idle")
             while (order := self._next(known)) is not None:
-                message, client = order
-                if client not in known:
-                    known.append(client)
+                clients = tuple(_client(message) for message in order)
+                known.extend(client for client in clients if client not in known)
                 self._tell(worker, None)
-                before = self._memories.read(client)
-                done = worker.ask(Order(message=message, client=client, memory=before))
-                self._memories.keep(client, before, done.memory)
+                before = tuple(self._memories.read(client) for client in clients)
+                done = worker.ask(Order(messages=order, clients=clients, memories=before))
+                for client, old, new in zip(clients, before, done.memories, strict=True):
+                    self._memories.keep(client, old, new)
                 self._tell(worker, "idle")
                 with self._changed:
-                    self._done[message.metadata.message_id] = done
+                    ids = (message.metadata.message_id for message in order)
+                    self._done.update(zip(ids, done.replies, strict=True))
+                    self._times.append((done.seconds, done.elements))
                     self._changed.notify_all()
         except Exception as error:  # noqa: BLE001 - the boundary: it is raised where the reply is taken
             with self._changed:
@@ -202,13 +206,13 @@ class Crew:
         if self._clock is not None:
             self._clock.others.turn(worker.process.pid or 0, state)
 
-    def _next(self, known: Collection[int]) -> tuple[Message, int] | None:
-        """Wait for a message, to a client whose data the worker has encoded already if there is one."""
+    def _next(self, known: Collection[int]) -> tuple[Message, ...] | None:
+        """Wait for messages, if there are some to a client whose data the worker has encoded already then for these."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._orders)
             if self._closed:
                 return None
-            place = next((at for at, (_, client) in enumerate(self._orders) if client in known), 0)
+            place = next((at for at, order in enumerate(self._orders) if _client(order[0]) in known), 0)
             order = self._orders[place]
             del self._orders[place]
             return order
@@ -222,6 +226,10 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _client(message: Message) -> int:
+    return message.metadata.dst_node_id - 1
 
 
 def _own(error: Exception) -> RunError:

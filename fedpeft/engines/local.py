@@ -2,7 +2,7 @@
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -10,13 +10,15 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedpeft.client import Node, client_app, enrol
+from fedpeft.client import Node, client_app
+from fedpeft.cohort import train_together
 from fedpeft.errors import WireError
+from fedpeft.handshake import enrol
 from fedpeft.rounds.roster import job_name
 from fedpeft.training.workbench import Workbench
 from fedpeft.wire.record import server_message
 
-__all__ = ["LocalGrid", "LocalNodes", "enrolled_context", "local_client_app", "node_context"]
+__all__ = ["Answering", "LocalGrid", "LocalNodes", "enrolled_context", "local_client_app", "node_context"]
 
 _RUN = 1
 
@@ -113,7 +115,25 @@ def enrolled_context(client: int, bench: Workbench, plan: bytes) -> Context:
 
 def local_client_app(bench: Workbench) -> ClientApp:
     """Return the client app of a process that already holds all parts: server and clients share them."""
+    return client_app(_node(bench))
 
+
+@final
+class Answering:
+    """What answers the messages of a process that holds all parts, one alone or several of a group together."""
+
+    def __init__(self, bench: Workbench, app: ClientApp | None = None) -> None:
+        self._bench, self._node = bench, _node(bench)
+        self._app = app or client_app(self._node)
+
+    def __call__(self, asked: Sequence[tuple[Message, Context]]) -> list[Message]:
+        """Return a reply to each."""
+        if len(asked) == 1:
+            return [self._app(*asked[0])]
+        return train_together(asked, self._bench, self._node)
+
+
+def _node(bench: Workbench) -> Node:
     own = bench.adapted.plan.to_bytes()
 
     def workbench(_: Context, plan: bytes) -> Workbench:
@@ -121,4 +141,4 @@ def local_client_app(bench: Workbench) -> ClientApp:
             raise WireError("the plan handed out is not the one this process holds")
         return bench
 
-    return client_app(Node(experiment=lambda _: bench.experiment, workbench=workbench, tells=True))
+    return Node(experiment=lambda _: bench.experiment, workbench=workbench, tells=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from fedpeft.config import Experiment
 from fedpeft.errors import UnsupportedError
 
-__all__ = ["num_workers"]
+__all__ = ["kilobytes", "num_workers"]
 
 
 def num_workers(experiment: Experiment, *, num_clients: int) -> int:
@@ -49,11 +49,12 @@ def _by_memory() -> int:
     A worker is smaller, since it has no copy of the base model, and needs room for its activations, which this
     process has not shown yet.
     """
-    free, own = _kilobytes(Path("/proc/meminfo"), "MemAvailable"), _kilobytes(Path("/proc/self/status"), "VmRSS")
+    free, own = kilobytes(Path("/proc/meminfo"), "MemAvailable"), kilobytes(Path("/proc/self/status"), "VmRSS")
     return free // own if free and own else 1
 
 
-def _kilobytes(file: Path, key: str) -> int:
+def kilobytes(file: Path, key: str) -> int:
+    """Return a number of one of Linux's files on memory; 0 where there is none."""
     try:
         lines = file.read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""A worker process: all parts of one experiment, and one client after the other.
+"""A worker process: all parts of one experiment, and one client, or group of clients, after the other.
 
 What passes between it and the process that started it is pickled by ``multiprocessing``, as that does; both ends are
 this library in one run on one machine.
@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import final
 
 from flwr.app import Message
-from flwr.clientapp import ClientApp
 
 from fedpeft.adapters.plan import Plan
 from fedpeft.config import Experiment
 from fedpeft.data.own import OwnShares
 from fedpeft.data.shares import Shares
 from fedpeft.data.store import read_store, write_store
-from fedpeft.engines.local import enrolled_context, local_client_app
+from fedpeft.engines.local import Answering, enrolled_context
 from fedpeft.rounds.memory import entries, put
 from fedpeft.timing import Clock, running
 from fedpeft.training.mapped import map_weights, write_weights
@@ -50,20 +49,20 @@ class Setup:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """One message to one client, with what it keeps between rounds: round -> packed memory."""
+    """Messages to clients that train side by side, mostly one, with what each keeps: round -> packed memory."""
 
-    message: Message
-    client: int
-    memory: dict[int, bytes]
+    messages: tuple[Message, ...]
+    clients: tuple[int, ...]
+    memories: tuple[dict[int, bytes], ...]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """The client's reply, what it keeps now, and where the worker's time went, if anybody asks."""
+    """The clients' replies, what each keeps now, and where the worker's time went, if anybody asks."""
 
-    reply: Message
-    memory: dict[int, bytes]
+    replies: tuple[Message, ...]
+    memories: tuple[dict[int, bytes], ...]
     seconds: dict[str, float]
     elements: int
 
@@ -92,13 +91,13 @@ def work(connection: Connection, setup: Setup) -> None:
         connection.send(f"{type(error).__name__}: {error}")
         return
     connection.send(None)
-    app = local_client_app(bench)
+    answering = Answering(bench)
     while (order := _received(connection)) is not None:
         with running(clock):
-            reply, memory = _answered(app, bench, plan, order)
+            replies, memories = _answered(answering, bench, plan, order)
         seconds, elements = clock.take() if clock else ({}, 0)
         with suppress(OSError):  # if nobody listens any more, the next order is None
-            connection.send(Done(reply=reply, memory=memory, seconds=seconds, elements=elements))
+            connection.send(Done(replies=replies, memories=memories, seconds=seconds, elements=elements))
 
 
 def _opened(setup: Setup) -> tuple[Workbench, bytes]:
@@ -123,7 +122,11 @@ def _received(connection: Connection) -> Order | None:
     return order
 
 
-def _answered(app: ClientApp, bench: Workbench, plan: bytes, order: Order) -> tuple[Message, dict[int, bytes]]:
-    context = enrolled_context(order.client, bench, plan)
-    put(context.state, order.memory)
-    return app(order.message, context), entries(context.state)
+def _answered(
+    answering: Answering, bench: Workbench, plan: bytes, order: Order
+) -> tuple[tuple[Message, ...], tuple[dict[int, bytes], ...]]:
+    contexts = [enrolled_context(client, bench, plan) for client in order.clients]
+    for context, memory in zip(contexts, order.memories, strict=True):
+        put(context.state, memory)
+    replies = answering(list(zip(order.messages, contexts, strict=True)))
+    return tuple(replies), tuple(entries(context.state) for context in contexts)

@@ -70,6 +70,8 @@ class RoundRecord:
     """The fewest that the updates' bodies could take by their codec's model (``Codec.entropy_bits``), if it has one."""
     worker_processes: Count = 0
     """Processes beside the server's that trained the clients; 0 where they ran in its own, or on nodes of their own."""
+    stack: Count = 1
+    """Clients that were trained side by side in one pass, at most; 1 where each was alone."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by phase; the phases do not overlap."""
 

@@ -27,6 +27,7 @@ _CONFIG = "config.toml"
 _OWNED = (
     "rounds.jsonl",
     "partition.json",
+    "stack.json",
     "summary.json",
     "report.html",
     "checkpoints",

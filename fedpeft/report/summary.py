@@ -35,6 +35,7 @@ def summarise(
         "bytes_down_fp32": sum(record.bytes_down_fp32 for record in records),
         "seconds": round(sum(record.total_seconds for record in records), 3),
         "worker_processes": sorted({record.worker_processes for record in records if record.clients}),
+        "stack": sorted({record.stack for record in records if record.clients}),
         "num_failures": sum(len(record.failures) for record in records),
         "adapter_digest": adapter_digest,
         **({} if privacy is None else {"privacy": dict(privacy)}),

@@ -16,6 +16,7 @@ from fedpeft.report.record import Failure
 from fedpeft.rounds.admission import Admission, Asked
 from fedpeft.rounds.collect import in_order
 from fedpeft.rounds.downlink import Downlink
+from fedpeft.rounds.groups import grouped
 from fedpeft.rounds.journal import Page
 from fedpeft.rounds.roster import job_name
 from fedpeft.strategies.base import ClientUpdate, Directive, State
@@ -68,6 +69,8 @@ class Exchange:
     round_number: int
     workers: int = 0
     """Worker processes on this machine that answer; in these nothing is late, as nothing is in one process."""
+    stack: int = 1
+    """Clients that are trained side by side: their messages are sent as a group."""
     fence: int = 0
     """The fencing token of the server that asks."""
     keys: Keys | None = None
@@ -109,12 +112,12 @@ class Exchange:
         again: set[int] = set()
         began, longest = time.monotonic(), math.inf if self.workers else rounds.deadline_seconds or math.inf
 
-        def asking_for(client: int, *, whole: bool = False) -> Message:
+        def asking_for(client: int, group: str, *, whole: bool = False) -> Message:
             asked, content, floats = self._question(kind, client, whole=whole)
             before = sent[client][1] if client in sent else 0
             sent[client] = (asked, before + size(content), floats)
             left = max(_LEAST_TTL_SECONDS, longest - (time.monotonic() - began))
-            group, ttl = str(self.round_number), min(rounds.timeout_seconds, left)
+            ttl = min(rounds.timeout_seconds, left)
             return self.grid.create_message(content, kind, self.nodes[client], group, ttl)
 
         def arrived(client: int, message: Message) -> Message | None:
@@ -127,10 +130,13 @@ class Exchange:
             if not (forged or behind) or client in again:
                 return None
             again.add(client)
-            return asking_for(client, whole=behind)
+            return asking_for(client, str(self.round_number), whole=behind)
 
-        window, timeout = max(rounds.window, 2 * self.workers), math.inf if self.workers else rounds.timeout_seconds
-        outgoing = ((client, asking_for(client)) for client in cohort if client not in kept)
+        stack, asked = self.stack if kind == "train" else 1, (client for client in cohort if client not in kept)
+        window = max(rounds.window, stack * max(1, 2 * self.workers))
+        timeout = math.inf if self.workers else rounds.timeout_seconds
+        labelled = grouped(asked, stack, self.round_number)
+        outgoing = ((client, asking_for(client, group)) for client, group in labelled)
         coming = in_order(self.grid, outgoing, window=window, timeout=timeout, longest=longest, arrived=arrived)
         for client in cohort:
             if client in kept:

@@ -31,6 +31,13 @@ class Clients:
     """Worker processes behind the grid."""
     keys: Keys | None = None
     """By which clients sign; None where they have no keys, as in a simulation."""
+    stack: int = 1
+    """Clients that the grid trains side by side."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether spares are asked when they are needed: in worker processes nobody is late, and groups stay whole."""
+        return self.workers > 0 or self.stack > 1
 
 
 @final

@@ -17,7 +17,7 @@ from fedpeft.tasks.base import Batch, Examples, Task
 from fedpeft.timing import current, phase, timed
 from fedpeft.training.optimizers import make_optimizer
 
-__all__ = ["Outcome", "autocast", "counted", "evaluate", "to_device", "train_locally"]
+__all__ = ["Outcome", "autocast", "counted", "evaluate", "sound", "to_device", "train_locally"]
 
 
 @final
@@ -71,7 +71,7 @@ def train_locally(
             if after_step is not None:
                 after_step(num_steps / total)
     model.eval()
-    return _checked(Outcome(num_steps=num_steps, num_seen=num_seen, train_loss=float(loss_sum) / num_seen), parameters)
+    return sound(Outcome(num_steps=num_steps, num_seen=num_seen, train_loss=float(loss_sum) / num_seen), parameters)
 
 
 @torch.inference_mode()
@@ -140,11 +140,16 @@ def _differentiate(
         penalty.data_free.backward()  # type: ignore[no-untyped-call]
 
 
-def _checked(outcome: Outcome, parameters: Mapping[str, nn.Parameter]) -> Outcome:
+def sound(outcome: Outcome, parameters: Mapping[str, Tensor]) -> Outcome:
+    """Return the outcome of a training whose loss and parameters are finite.
+
+    Raises:
+        RunError: names the loss or the first parameter that is not, and the remedy.
+    """
     if outcome.train_loss is not None and not math.isfinite(outcome.train_loss):
         raise RunError(f"training diverged: mean loss is {outcome.train_loss}; lower train.learning_rate")
     finite = torch.stack([torch.isfinite(parameter).all() for parameter in parameters.values()]).tolist()
-    for name, sound in zip(parameters, finite, strict=True):
-        if not sound:
+    for name, well in zip(parameters, finite, strict=True):
+        if not well:
             raise RunError(f"training diverged: {name!r} is not finite; lower train.learning_rate")
     return outcome

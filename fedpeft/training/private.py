@@ -29,7 +29,7 @@ from fedpeft.training.optimizers import make_optimizer
 if TYPE_CHECKING:
     from opacus.optimizers import DPOptimizer
 
-__all__ = ["Private", "train_privately"]
+__all__ = ["Private", "draw", "train_privately"]
 
 _LEFT = ("grad_sample", "summed_grad")
 """Attributes that Opacus leaves on parameters."""
@@ -73,7 +73,7 @@ def train_privately(
     try:
         with seeds.isolated(seed, "dropout"):
             for step in range(total):
-                for rows in _batches(examples, train.batch_size, private):
+                for rows in draw(examples, train.batch_size, private):
                     batch = _batch(task, rows, model)
                     _hand_over(_gradients(model, batch, _losses(task, precision), parameters, private), parameters)
                     with phase("privacy"):
@@ -116,7 +116,7 @@ def _optimizer(train: Train, parameters: Mapping[str, nn.Parameter], rate: float
     )
 
 
-def _batches(examples: Examples, most: int, private: Private) -> Iterator[list[Any]]:
+def draw(examples: Examples, most: int, private: Private) -> Iterator[list[Any]]:
     """Draw each example on its own, and yield those drawn, at most so many together; one empty batch where none is.
 
     What a gradient is made of is bounded in memory; who is drawn is not.

@@ -17,7 +17,7 @@ from fedpeft.training.loop import Outcome, train_locally
 from fedpeft.training.private import Private, train_privately
 from fedpeft.training.workbench import Workbench
 
-__all__ = ["train_turn"]
+__all__ = ["only", "private_of", "train_turn"]
 
 
 def train_turn(bench: Workbench, turn: Turn, examples: Examples, *, client: int) -> Outcome:
@@ -30,7 +30,7 @@ def train_turn(bench: Workbench, turn: Turn, examples: Examples, *, client: int)
     experiment, adapted, asked = bench.experiment, bench.adapted, turn.directive
     names, round_number = asked.train or tuple(turn.received), turn.round_number
     with (
-        _only(adapted.attached.parameters(), names) as parameters,
+        only(adapted.attached.parameters(), names) as parameters,
         adapted.adapter.scaled(adapted.attached, asked.scale),
         holding(adapted.attached, asked.held),
     ):
@@ -45,7 +45,7 @@ def train_turn(bench: Workbench, turn: Turn, examples: Examples, *, client: int)
             progress = (round_number - 1 + done) / experiment.rounds.num_rounds
             adapted.adapter.after_step(adapted.attached, Step(progress=progress, learning_rate=turn.learning_rate))
 
-        private = _private(bench, turn, client)
+        private = private_of(bench, turn, client)
         return (train_locally if private is None else partial(train_privately, private=private))(
             adapted.attached.model,
             parameters,
@@ -60,7 +60,7 @@ def train_turn(bench: Workbench, turn: Turn, examples: Examples, *, client: int)
         )
 
 
-def _private(bench: Workbench, turn: Turn, client: int) -> Private | None:
+def private_of(bench: Workbench, turn: Turn, client: int) -> Private | None:
     """Return what makes this turn private on the client; its noise is of this round, client and start alone."""
     mechanism = bench.mechanism
     if mechanism is None or mechanism.privacy.unit != "example" or not bench.proven:
@@ -75,7 +75,7 @@ def _private(bench: Workbench, turn: Turn, client: int) -> Private | None:
 
 
 @contextmanager
-def _only(parameters: Mapping[str, nn.Parameter], names: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:
+def only(parameters: Mapping[str, nn.Parameter], names: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:
     """Let only the named parameters train inside the block."""
     others = [parameter for name, parameter in parameters.items() if name not in names]
     for parameter in others:

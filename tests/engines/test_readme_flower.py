@@ -71,7 +71,8 @@ from flwr.serverapp import ServerApp
 from plain_model import made
 from safetensors.torch import save_file
 
-app, model = ServerApp(), made()
+app = ServerApp()
+model = made()
 """
 AFTER = """
     save_file(result.arrays.to_torch_state_dict(), context.run_config["result"])

@@ -14,13 +14,13 @@ from tests.conftest import tiny
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Return a way to say what the machine has: cores, free and own memory in kB."""
-    real = sizing._kilobytes
+    real = sizing.kilobytes
 
     def have(*, cores: int, free: int, own: int) -> None:
         (tmp_path / "meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable:   {free} kB\n")
         (tmp_path / "status").write_text(f"Name:\tpython\nVmRSS:\t {own} kB\n")
         monkeypatch.setattr(sizing, "_cores", lambda: cores)
-        monkeypatch.setattr(sizing, "_kilobytes", lambda file, key: real(tmp_path / file.name, key))
+        monkeypatch.setattr(sizing, "kilobytes", lambda file, key: real(tmp_path / file.name, key))
 
     return have
 

@@ -52,7 +52,8 @@ def test_layers_the_other_way_round_are_refused(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("pretended")
 @pytest.mark.parametrize("name", sorted(set(plugins.names("adapter")) - BESIDE))
 def test_an_adapter_that_computes_with_frozen_weights_is_refused(name: str) -> None:
-    table = merged(NEEDED_BY_ADAPTER.get(name, {}), {"adapter": {"name": name}, "compute": {"quantization": "nf4"}})
+    asked = {"adapter": {"name": name}, "compute": {"quantization": "nf4"}}
+    table = merged(asked, NEEDED_BY_ADAPTER.get(name, {}))
     with pytest.raises(UnsupportedError, match=rf"adapter '{name}': .*; use adapter 'lora'"):
         assemble(tiny(**table))
 
