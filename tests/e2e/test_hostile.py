@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from tests.hostile import changed, keyring, poisoned, raw_field
 ATTACKER, NUM_CLIENTS = 1, 3
 KEYS, SIGNERS = keyring(NUM_CLIENTS)
 OWN = SIGNERS[ATTACKER]
+UPLINK: list[Spec] = []
+"""What clients of the experiment at hand send."""
 
 Attack = Callable[[RecordDict, list[RecordDict]], RecordDict | None]
 """The attacker's honest reply, and those of earlier rounds -> what arrives; None if nothing does."""
@@ -43,22 +46,24 @@ def first(value: float) -> Callable[[np.ndarray], None]:
     return lambda values: values.__setitem__(0, value)
 
 
-def tensor(change: Callable[[Any], object]) -> Attack:
-    """Change the first tensor of the manifest, with a manifest hash and a count that agree with it."""
+def tensor(change: Callable[[list[Spec]], object]) -> Attack:
+    """Change what the tensors are said to be: the hash that stands for them, and their number."""
 
     def attack(honest: RecordDict, _: list[RecordDict]) -> RecordDict:
+        specs = list(UPLINK)
+        change(specs)
+
         def respecified(message: pb.Header) -> None:
-            change(message.manifest)
-            specs = [Spec(name=each.name, shape=tuple(each.shape), dtype=each.dtype) for each in message.manifest]
-            message.manifest_hash, message.num_elements = manifest_hash(specs), sum(s.num_elements for s in specs)
+            message.manifest_hash = manifest_hash(specs)
+            message.num_elements = sum(spec.num_elements for spec in specs)
 
         return changed(honest, respecified, body=bytes(4 * 3), signer=OWN)
 
     return attack
 
 
-def shape(*sizes: int) -> Attack:
-    return tensor(lambda manifest: (manifest[0].ClearField("shape"), manifest[0].shape.extend(sizes)))
+def first_tensor(**changes: Any) -> Attack:
+    return tensor(lambda specs: specs.__setitem__(0, replace(specs[0], **changes)))
 
 
 def examples(data: bytes) -> Attack:
@@ -81,12 +86,12 @@ def set_field(name: str, value: object) -> Attack:
 ATTACKS: dict[str, tuple[str, Attack]] = {
     "nan": ("not_finite", numbers(first(np.nan))),
     "inf": ("not_finite", numbers(first(-np.inf))),
-    "shape (1,)": ("manifest", shape(1)),
-    "shape (3,)": ("manifest", shape(3)),
-    "complex": ("manifest", tensor(lambda manifest: setattr(manifest[0], "dtype", "complex64"))),
+    "shape (1,)": ("manifest", first_tensor(shape=(1,))),
+    "shape (3,)": ("manifest", first_tensor(shape=(3,))),
+    "complex": ("manifest", first_tensor(dtype="complex64")),
     "strings": ("structure", as_strings),
-    "an extra tensor": ("manifest", tensor(lambda manifest: manifest.add(name="x", shape=[3], dtype="float32"))),
-    "a missing tensor": ("manifest", tensor(lambda manifest: manifest.pop())),
+    "an extra tensor": ("manifest", tensor(lambda specs: specs.append(Spec(name="x", shape=(3,), dtype="float32")))),
+    "a missing tensor": ("manifest", tensor(lambda specs: specs.pop())),
     "an extra metric record": ("structure", with_part(MetricRecord({"accuracy": 1.0}))),
     "num_examples 1e30 as a double": ("weight", examples(b"\x11" + struct.pack("<d", 1e30))),
     "num_examples -1": ("weight", examples(b"\x10" + b"\xff" * 9 + b"\x01")),
@@ -131,6 +136,7 @@ def federate(
     """Run with one client whose train replies are replaced; all sign, and it has its own key too."""
     rounds = {"max_update_norm": 100.0, **changes.pop("rounds", {})}
     bench = assemble(tiny(out, rounds=rounds, train={"local_steps": 1}, **changes))
+    UPLINK[:] = bench.strategy.uplink(bench.adapted.attached.slots)
     run, resume = RunDirectory.prepare(bench.experiment)
     keys: Keys | None = KEYS if signed else None
 
