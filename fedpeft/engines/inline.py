@@ -114,7 +114,11 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
         InputError: something is wrong with the experiment; nothing has been written.
         RunError: the run failed after it began, or a worker process ended; the last checkpoint stands.
     """
-    experiment = settled(experiment)
+    with ended_by_sigterm():  # what lies in temporary folders goes then too
+        return _simulated(settled(experiment), watcher)
+
+
+def _simulated(experiment: Experiment, watcher: Watcher | None) -> dict[str, Any]:
     bench, run, resume = ready(experiment, stacks=True)
     if (clock := current()) is not None:
         with phase("load"):
@@ -129,5 +133,5 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
         contexts = partial(enrolled_context, bench=bench, plan=bench.adapted.plan.to_bytes())
         grid = InlineGrid(Answering(bench), num_clients=len(nodes), memories=memories, contexts=contexts)
         return served(grid, stack=stack)
-    with ended_by_sigterm(), Crew(bench, workers, memories) as crew:
+    with Crew(bench, workers, memories) as crew:
         return served(WorkerGrid(crew, num_clients=len(nodes)), workers=workers, stack=stack)
