@@ -227,6 +227,9 @@ class Adapter(ABC):
         """
         raise UnsupportedError(f"adapter {type(self).__name__} cannot be merged into plain weights: it adds modules")
 
+    def store(self, attached: Attached, plan: Plan, folder: Path) -> None:
+        """Write beside the adapter whatever smaller form the method gives adapted weights; nothing by default."""
+
     def save(self, attached: Attached, plan: Plan, folder: Path, *, base: str, revision: str | None) -> None:
         """Write the adapter in HF PEFT format.
 

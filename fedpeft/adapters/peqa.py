@@ -8,11 +8,13 @@ g).
 
 So the adapted model starts as its base rounded, not as its base. Codes are computed in float64 from the same weights
 everywhere, by operations that IEEE 754 rounds alike; their hash is in the plan and a client that differs is refused.
-LINEAR in s: the mean of scales gives exactly the mean of weights. Merged weights are floats that lie on the grids.
+LINEAR in s: the mean of scales gives exactly the mean of weights. Merged weights are floats that lie on the grids;
+beside the adapter lie the same weights as packed codes, b / 16 of what they take in float16, with their scales.
 """
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, final
 
 import torch
@@ -20,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedpeft.adapters import _reparam
+from fedpeft.adapters._packed import write_weights
 from fedpeft.adapters._svd import weight_of
 from fedpeft.adapters._targets import features, matching
 from fedpeft.adapters.base import Adapter, Algebra, Attached, GradientSupport
@@ -30,6 +33,8 @@ from fedpeft.errors import UnsupportedError
 from fedpeft.tensors import raw
 
 __all__ = ["Codes", "Options", "Peqa", "make", "quantised"]
+
+_CODES = "parametrizations.weight.0.function.codes"
 
 
 @final
@@ -94,6 +99,12 @@ class Peqa(Adapter):
     def merge(self, attached: Attached) -> nn.Module:
         """Return the plain model with weights on their grids."""
         return _reparam.merge(attached)
+
+    def store(self, attached: Attached, plan: Plan, folder: Path) -> None:
+        """Write the adapted weights in their few bits."""
+        state, paths = attached.read(), plan.values["targets"]
+        layers = {path: (attached.model.get_buffer(f"{path}.{_CODES}"), state[f"{path}.scales"]) for path in paths}
+        write_weights(folder, layers, bits=plan.values["bits"])
 
 
 def make(options: Options) -> Peqa:

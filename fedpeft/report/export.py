@@ -52,6 +52,7 @@ def write_adapter(
         "plan_hash": adapted.plan.hash,
     }
     (partial / _META).write_text(json.dumps(meta, indent=1))
+    adapted.adapter.store(adapted.attached, adapted.plan, partial)
     refusal = _save_peft(partial, adapted)
     card = model_card(experiment, summary, base=_base(adapted), in_peft_format=refusal is None, commands=_COMMANDS)
     (partial / "README.md").write_text(card, encoding="utf-8")

@@ -1,5 +1,7 @@
 """NeuroAda, S2FT, PEQA and DoRA against NumPy in float64, by hand, and each by what no other method would pass."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedpeft.adapters import dora, neuroada, peqa, s2ft
+from fedpeft.adapters._packed import STORED, packed, stored_weights, unpacked
 from fedpeft.adapters.base import Attached
 from fedpeft.adapters.plan import Plan
 from fedpeft.errors import UnsupportedError
@@ -209,6 +213,33 @@ def test_training_the_scales_closes_half_the_gap_that_rounding_opened_and_moves_
 
     assert gap().item() < 0.5 * opened
     assert torch.equal(attached.model.get_submodule(path).parametrizations.weight[0].function.codes, codes)  # type: ignore[union-attr, index]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("bits", "group"), [(2, None), (3, 4), (4, 8), (8, None)])
+def test_stored_weights_are_the_trained_ones_in_b_sixteenths_of_float16(
+    tmp_path: Path, model: str, bits: int, group: int | None
+) -> None:
+    adapter, plan, attached = attached_to(peqa, model, bits=bits, group_size=group)
+    attached.write(random_state(attached, 1))
+
+    adapter.store(attached, plan, tmp_path)
+
+    trained, stored = weights(adapter.merge(attached), plan.values["targets"]), stored_weights(tmp_path, bits=bits)
+    parts = load_file(tmp_path / STORED)
+    for path, weight in trained.items():
+        np.testing.assert_array_equal(stored[path].double().numpy(), weight)
+        assert parts[f"{path}.codes"].nbytes == math.ceil(bits / 16 * weight.size * 2)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 5, 8])
+def test_packed_numbers_come_back_and_those_too_large_are_refused(bits: int) -> None:
+    numbers = torch.arange(7) % 2**bits
+    assert torch.equal(unpacked(packed(numbers, bits=bits), bits=bits, shape=(7,)), numbers)
+    with pytest.raises(ValueError, match=f"expected 0 to {2**bits - 1}"):
+        packed(torch.tensor([2**bits]), bits=bits)
+    with pytest.raises(ValueError, match="bytes: expected"):
+        unpacked(torch.zeros(99, dtype=torch.uint8), bits=bits, shape=(7,))
 
 
 def test_eight_bits_start_close_to_the_base_and_two_do_not() -> None:
