@@ -37,7 +37,8 @@ from benchmarks.aggregation_jobs import (
 from benchmarks.intents import Base, prepare
 from benchmarks.jobs import DATA, committed_log, keep, key_of, read_log, run_jobs, write_results, write_section
 from benchmarks.watched import Watched
-from fedpeft.engines.inline import InlineGrid, local_client_app
+from fedpeft.engines.inline import InlineGrid
+from fedpeft.engines.local import local_client_app
 from fedpeft.errors import FedpeftError
 from fedpeft.report.record import RoundRecord
 from fedpeft.report.run_directory import RunDirectory

@@ -29,7 +29,8 @@ from benchmarks import privacy_report
 from benchmarks.intents import Base, prepare
 from benchmarks.jobs import DATA, committed_log, keep, read_log, write_section
 from benchmarks.privacy_settings import COHORT, CURVE, SCRATCH, SETTINGS, SMALLER, TUNING_SEED, Job, experiment
-from fedpeft.engines.inline import InlineGrid, local_client_app
+from fedpeft.engines.inline import InlineGrid
+from fedpeft.engines.local import local_client_app
 from fedpeft.errors import FedpeftError
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.rounds import checkpoint
