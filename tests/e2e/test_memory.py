@@ -1,6 +1,7 @@
 """Clients that keep tensors between rounds: what travels, what stays, and runs that stop at any moment."""
 
 import shutil
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from fedpeft.adapters.base import pairs
 from fedpeft.config import Experiment
 from fedpeft.engines import flower
 from fedpeft.engines.inline import InlineGrid, simulate
-from fedpeft.engines.local import local_client_app
+from fedpeft.engines.local import local_client_app, node_context
 from fedpeft.errors import ResumeError, UnsupportedError
 from fedpeft.report.export import read_slots
 from fedpeft.report.run_directory import RunDirectory
@@ -150,14 +151,15 @@ def test_a_node_that_keeps_its_own_record_comes_to_the_same_bits(
     settings = experiment(name, tmp_path / "run")
     bench = assemble(settings)
     run, _ = RunDirectory.prepare(settings)
-    grid = InlineGrid(local_client_app(bench), num_clients=4)
+    contexts = cache(partial(node_context, num_clients=4))
+    grid = InlineGrid(local_client_app(bench), num_clients=4, contexts=contexts)
 
     serve(grid, bench, run)
 
     assert not run.clients.exists()
     assert lines(run.path) == lines(whole[name, 1])
     assert digest(run.path) == digest(whole[name, 1])
-    held = [entries(context.state) for context in vars(grid)["_contexts"].values()]
+    held = [entries(contexts(client).state) for client in range(4)]
     assert max(map(len, held)) <= 2
 
 

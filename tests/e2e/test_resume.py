@@ -18,6 +18,7 @@ from fedpeft.errors import ResumeError
 from fedpeft.files import write_atomic
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.rounds import checkpoint as checkpoints
+from fedpeft.rounds import federation
 from tests.conftest import tiny
 from tests.e2e.test_inline import digest, lines
 
@@ -58,7 +59,7 @@ def experiment(run: Path, **output: Any) -> Experiment:
 @pytest.mark.parametrize(
     ("place", "name", "call"),
     [
-        (server, "guard", 1),
+        (federation, "guard", 1),
         (RunDirectory, "append", 1),
         (server, "run_round", 2),
         (RunDirectory, "append", 3),
