@@ -60,7 +60,7 @@ def again(out: Path, **changes: Any) -> Experiment:
 
 @pytest.mark.parametrize("died_after", [1, 3, 6])
 def test_only_the_missing_are_asked_and_the_bits_are_the_same(tmp_path: Path, died_after: int) -> None:
-    simulate(job(tmp_path / "whole"))
+    run(job(tmp_path / "whole"))
     out = tmp_path / "run"
     before = run(job(out), die_after=died_after)
     round_number = before[-1][0]

@@ -54,7 +54,7 @@ class Silent(InlineGrid):
     """Client 1's updates never come."""
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        asked = [self._queued[name] for name in message_ids if name in self._queued]
+        asked = [self._queued[name][0] for name in message_ids if name in self._queued]  # groups of one
         silent = [each for each in asked if each.metadata.dst_node_id == 2 and each.metadata.message_type == "train"]
         return super().pull_messages([each.metadata.message_id for each in asked if each not in silent])
 
