@@ -98,11 +98,8 @@ class PromptTuning(Adapter):
         return ""
 
     def gradients(self) -> GradientSupport:
-        """Return that torch.func is needed."""
-        return GradientSupport(
-            by="vmap",
-            reason="hooks see virtual tokens as a batch of one, and all examples would be clipped as one",
-        )
+        """Return that hooks do: the module of the vectors is called with a batch and gives each row its own."""
+        return GradientSupport(by="hooks")
 
     def save(self, attached: Attached, plan: Plan, folder: Path, *, base: str, revision: str | None) -> None:
         """Refuse: peft would compute otherwise from the same vectors.

@@ -51,7 +51,7 @@ class Federation:
     fence: Fence
     """What lets this server commit."""
     identity: bytes
-    """Which run of the experiment this is; empty where no client outlives it."""
+    """Which run of the experiment this is."""
     guard: Guard | None = None
     """Of a run with privacy."""
     score: Score = field(default_factory=Score)
@@ -77,7 +77,7 @@ class Federation:
             bench=bench,
             watcher=watcher,
             fence=fence,
-            identity=run_id(run.path, fresh=fresh) if journaled else b"",
+            identity=run_id(run.path, fresh=fresh),
             guard=guard(bench, run.ledger),
             score=Score(bench.experiment.rounds.rest_rounds),
             journal=journal_in(run.path, bench) if journaled else None,

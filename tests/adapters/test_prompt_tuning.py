@@ -13,7 +13,7 @@ from fedpeft.adapters._prompts import Prompts, body_of
 from fedpeft.adapters.base import Attached
 from fedpeft.adapters.prompt_tuning import Options, make
 from fedpeft.errors import UnsupportedError
-from fedpeft.privacy.per_sample import by_hooks
+from fedpeft.privacy.per_sample import by_hooks, by_loop
 from tests.adapters.models import SAMPLES, VOCABULARY, WIDTH, build, logits, losses, random_state
 
 TEXTS = ["bert", "gpt2", "llama", "llama_classifier"]
@@ -164,12 +164,19 @@ def test_a_deep_copy_reads_its_own_vectors() -> None:
     assert not torch.allclose(logits(copied, "bert"), before, atol=1e-3)
 
 
-@pytest.mark.parametrize("model", ["bert", "vit"])
-def test_hooks_would_give_no_gradient_of_single_examples(model: str) -> None:
+@pytest.mark.parametrize("model", [*TEXTS, "vit"])
+def test_hooks_see_the_vectors_once_for_each_row_and_not_as_a_batch_of_one(model: str) -> None:
     attached, _ = trained(model)
-    assert make(Options()).gradients().by == "vmap"
-    with pytest.raises(UnsupportedError, match=r"virtual_tokens.weight.*declare by='vmap'"):
-        by_hooks(attached.model, dict(SAMPLES[model].inputs), losses)
+    batch = dict(SAMPLES[model].inputs)
+    (found,), (expected,) = (
+        by_hooks(attached.model, batch, losses).values(),
+        by_loop(attached.model, batch, losses).values(),
+    )
+
+    assert make(Options()).gradients().by == "hooks"
+    assert len(found) > 1
+    assert not torch.allclose(expected[0], expected[1])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers() -> None:

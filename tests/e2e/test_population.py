@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from typer.testing import CliRunner
 
 from fedpeft.cli import app
 from fedpeft.config import Experiment
-from fedpeft.engines.inline import InlineGrid, simulate
-from fedpeft.engines.local import LocalNodes
+from fedpeft.engines.inline import simulate
+from fedpeft.engines.local import Answering, LocalNodes
 from tests.conftest import needed, tiny
 from tests.e2e.test_inline import lines
 from tests.e2e.test_memory import files
@@ -75,14 +76,14 @@ def test_a_message_leaves_nothing_on_its_grid(tmp_path: Path, monkeypatch: pytes
     """Each is answered in a context of its own, which goes with it, and no node is asked to join."""
     seen: list[Message] = []
     contexts: list[Context] = []
-    answer = InlineGrid._answer
+    answer = Answering.__call__
 
-    def spy(self: InlineGrid, message: Message, context: Context) -> Message:
-        seen.append(message)
-        contexts.append(context)
-        return answer(self, message, context)
+    def spy(self: Answering, asked: Sequence[tuple[Message, Context]]) -> list[Message]:
+        seen.extend(message for message, _ in asked)
+        contexts.extend(context for _, context in asked)
+        return answer(self, asked)
 
-    monkeypatch.setattr(InlineGrid, "_answer", spy)
+    monkeypatch.setattr(Answering, "__call__", spy)
     simulate(virtual(tmp_path / "run", MILLION))
 
     assert [message.metadata.message_type for message in seen] == ["train"] * 8

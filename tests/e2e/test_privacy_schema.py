@@ -31,6 +31,10 @@ FOLLOWS_FROM = {
         "codec": "the experiment",
         "num_elements": "the directive",
         "payload_sha256": "the noised change",
+        "privacy": "the experiment",
+        "fence": "the server",
+        "run": "the server",
+        "answers": "the server",
     },
     "Update": {
         "client": "the node",
@@ -69,7 +73,7 @@ def test_clients_of_very_different_data_send_headers_that_tell_them_apart_by_num
     headers = [messages_pb2.Header.FromString(content_of(record).header) for record in sent]
     updates = [header for header in headers if header.WhichOneof("kind") == "update"]
     assert len(updates) == 6
-    assert {header.WhichOneof("kind") for header in headers} == {"joined", "update"}
+    assert {header.WhichOneof("kind") for header in headers} == {"update"}  # nodes of one process hold the plan
     for header in updates:
         update = header.update
         assert (update.num_examples, update.num_steps, update.seconds) == (1, 0, 0)

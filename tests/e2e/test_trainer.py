@@ -141,7 +141,7 @@ def test_two_trainers_one_killed_between_rounds_come_to_the_bits_of_one_process(
     bench, run, _ = ready(settings(tmp_path / "b"))
     grid = InlineGrid(forwarding(bundle, [told, other]), num_clients=2)
     summary = server.serve(grid, bench, run)
-    contexts = [grid._context(node) for node in (1, 2)]
+    contexts = [grid._contexts(client) for client in (0, 1)]
 
     assert ended == [-signal.SIGKILL]
     assert [row["failures"] for row in lines(run.path)] == [[]] * 4

@@ -130,8 +130,8 @@ def test_a_killed_worker_stops_the_run_by_name_and_fewer_go_on_to_the_same_bits(
 def test_a_worker_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = crew.share
 
-    def cut_short(bench: Any, folder: Path) -> None:
-        honest(bench, folder)
+    def cut_short(bench: Any, folder: Path, **options: Any) -> None:
+        honest(bench, folder, **options)
         (folder / "weights.bin").unlink()  # this process lies on it
         (folder / "weights.bin").touch()
 

@@ -15,7 +15,7 @@ from fedpeft.config import Privacy, Rounds, Train
 from fedpeft.errors import UnsupportedError
 from fedpeft.privacy.mechanism import mechanism
 from fedpeft.privacy.randomness import Repeatable, Secure
-from fedpeft.training.private import Private, train_privately
+from fedpeft.training.private import Private, draw, train_privately
 
 CLIPPING = st.sampled_from(["flat", "per_layer"])
 VMAP = GradientSupport(by="vmap", reason="either way is right here")
@@ -120,16 +120,14 @@ def test_noise_has_the_stated_deviation_in_every_tensor_and_none_where_nothing_t
 
 
 def test_who_is_drawn_is_of_the_generator_alone_and_each_at_the_rate() -> None:
-    from fedpeft.training.private import _batches
-
     sizes = []
     for seed in range(400):
         made = private(seed=seed)
-        sizes.append(sum(len(rows) for rows in _batches(list(range(40)), 3, made)))
+        sizes.append(sum(len(rows) for rows in draw(list(range(40)), 3, made)))
     assert abs(np.mean(sizes) - 20) < 0.6
     assert abs(np.var(sizes) - 10) < 3
-    assert max(len(rows) for rows in _batches(list(range(40)), 3, private())) == 3
-    assert list(_batches([], 3, private())) == [[]]
+    assert max(len(rows) for rows in draw(list(range(40)), 3, private())) == 3
+    assert list(draw([], 3, private())) == [[]]
 
 
 def test_a_penalty_of_parameters_alone_is_added_after_the_noise() -> None:
