@@ -1,7 +1,8 @@
 """Small experiments for every test: a tiny model built from a config, bundled data, nothing downloaded."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from fedpeft import config, plugins
 from fedpeft.config import Experiment
+from fedpeft.data.sources.digits import Digits
 
 TINY_VIT: dict[str, Any] = {
     "name": "tiny-vit",
@@ -78,6 +80,15 @@ def tiny(out: Path | None = None, **changes: Any) -> Experiment:
     """Return the tiny experiment, changed; results go to ``out``."""
     output = {"output": {"directory": str(out)}} if out else {}
     return config.parse(merged(merged(TINY_VIT, output), changes))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _digits_once() -> Iterator[None]:
+    """Nearly every run reads the bundled digits: the same ones are read once; nobody changes a table."""
+    load = cache(Digits.load)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Digits, "load", lambda self, *, seed: load(self, seed=seed))
+        yield
 
 
 @pytest.fixture(autouse=True)

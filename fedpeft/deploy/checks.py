@@ -21,10 +21,12 @@ from cryptography import x509
 from packaging.requirements import Requirement
 
 from fedpeft.deploy.compose import FLEET_PORT
-from fedpeft.deploy.machine import Fault, Machine, value
-from fedpeft.deploy.topology import SUPERLINK
+from fedpeft.deploy.machine import Fault, Machine, environment, value
+from fedpeft.deploy.topology import EXECUTOR, SUPERLINK
+from fedpeft.engines.apps import KEYS_VARIABLE
 from fedpeft.errors import FedpeftError, InputError
 from fedpeft.pinning.signed import read_pins
+from fedpeft.wire.signature import PUBLIC, read_keys
 
 __all__ = ["CHECKS", "LEAST_FREE_BYTES"]
 
@@ -208,10 +210,7 @@ def trainer(machine: Machine) -> Iterator[Fault]:
 
 def pins(machine: Machine) -> Iterator[Fault]:
     """What the trainer does is bounded by its own operator, in a manifest that nobody changed."""
-    for name, service in machine.services.items():
-        command = [str(word) for word in service.get("command", ())]
-        if command[:2] != ["fedpeft", "trainer"]:
-            continue
+    for name, command in machine.trainers():
         paths = [value(command, flag) for flag in ("--pins", "--pins-key")]
         manifest, key = (path and machine.secrets / Path(path).name for path in paths)
         if not manifest:
@@ -225,6 +224,24 @@ def pins(machine: Machine) -> Iterator[Fault]:
                 yield Fault(words, "fedpeft deploy pins EXPERIMENT.toml writes one, fedpeft deploy pin signs it")
         except InputError as error:
             yield Fault(str(error), "fedpeft deploy pin signs a manifest anew")
+
+
+def signatures(machine: Machine) -> Iterator[Fault]:
+    """Clients sign their replies, and the server takes none that its clients did not sign."""
+    for name, _, service in machine.flower("flower-superexec"):
+        if name != EXECUTOR:
+            continue
+        if not environment(service).get(KEYS_VARIABLE):
+            words = f"{name} has no {KEYS_VARIABLE}: replies are taken that nobody signed"
+            yield Fault(words, f"set {KEYS_VARIABLE} to the folder of the clients' public keys")
+            continue
+        try:
+            read_keys(machine.secrets)
+        except InputError as error:
+            yield Fault(str(error), f"restore the clients' {PUBLIC.format('K')}")
+    for name, command in machine.trainers():
+        if value(command, "--application-key") is None:
+            yield Fault(f"{name} signs nothing: a server with keys refuses it", "add --application-key=FILE")
 
 
 def disk(machine: Machine) -> Iterator[Fault]:
@@ -256,7 +273,7 @@ CHECKS: Mapping[str, Check] = {
     check.__name__: check
     for check in (
         *(tls, insecure, secrets, database, published, reachable),
-        *(keys, certificates, clock, trainer, pins, disk, versions),
+        *(keys, certificates, clock, trainer, pins, signatures, disk, versions),
     )
 }
 """Name -> check, in the order they are told."""

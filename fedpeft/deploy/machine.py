@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-__all__ = ["Fault", "Machine", "Surroundings", "value"]
+__all__ = ["Fault", "Machine", "Surroundings", "environment", "value"]
 
 _FLOWER = ("flower-superlink", "flower-supernode", "flower-superexec")
 
@@ -54,6 +54,20 @@ class Machine:
             command = [str(word) for word in service.get("command", ())]
             if command and command[0] in (programs or _FLOWER):
                 yield name, command, service
+
+    def trainers(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield name and command of each trainer."""
+        for name, service in self.services.items():
+            command = [str(word) for word in service.get("command", ())]
+            if command[:2] == ["fedpeft", "trainer"]:
+                yield name, command
+
+
+def environment(service: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a service has in its environment, written as a table or as NAME=VALUE lines."""
+    given = service.get("environment") or {}
+    pairs = given.items() if isinstance(given, Mapping) else (str(line).partition("=")[::2] for line in given)
+    return {str(name): str(text) for name, text in pairs}
 
 
 def value(command: list[str], flag: str) -> str | None:

@@ -2,15 +2,17 @@
 
 import logging
 import multiprocessing
+import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -24,7 +26,7 @@ from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.timing import current, phase
 from fedpeft.training.workbench import CACHED_CLIENTS, Workbench
 
-__all__ = ["Crew"]
+__all__ = ["Crew", "begin"]
 
 _PATIENCE_SECONDS = 10.0
 """For a process that was told to end, or has closed its end, to be gone."""
@@ -35,7 +37,7 @@ _PATIENCE_SECONDS = 10.0
 class _Worker:
     """One process, and this process's end of the pipe to it."""
 
-    process: SpawnProcess
+    process: SpawnProcess | ForkServerProcess
     connection: Connection
 
     def ready(self, turn: threading.Lock) -> None:
@@ -110,13 +112,14 @@ class Crew:
         scratch = TemporaryDirectory(prefix="fedpeft-", ignore_cleanup_errors=True)
         folder = Path(self._shared.enter_context(scratch))
         share(self._bench, folder, sharers=self._num_workers + 1)
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         setup = Setup(
             experiment=self._bench.experiment,
             folder=folder,
             log_level=logging.getLogger().level,
             profiled=self._clock is not None,
             sharers=self._num_workers + 1,
+            environment=dict(os.environ),
         )
         resource_tracker.ensure_running()  # which would let interrupts through again, were it started with the first
         for _ in range(self._num_workers):
@@ -216,6 +219,25 @@ class Crew:
             order = self._orders[place]
             del self._orders[place]
             return order
+
+
+def _context() -> SpawnContext | ForkServerContext:
+    """Return how processes are started: on Linux out of one that has imported all this, which takes seconds, and waits.
+
+    It ends with this process. Elsewhere each imports for itself: what macOS offers threads does not survive a fork.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([work.__module__])
+    return context
+
+
+def begin() -> None:
+    """Have that one start, while there is other work to do here before a crew is needed."""
+    if isinstance(_context(), ForkServerContext):
+        with _uninterrupted():
+            forkserver.ensure_running()
 
 
 @contextmanager

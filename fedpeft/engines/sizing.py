@@ -6,7 +6,7 @@ from pathlib import Path
 from fedpeft.config import Experiment
 from fedpeft.errors import UnsupportedError
 
-__all__ = ["kilobytes", "num_workers"]
+__all__ = ["kilobytes", "likely_several", "num_workers"]
 
 
 def num_workers(experiment: Experiment, *, num_clients: int) -> int:
@@ -31,6 +31,12 @@ def num_workers(experiment: Experiment, *, num_clients: int) -> int:
     if device != "cpu":
         return 1
     return min(drawn, asked) if isinstance(asked, int) else max(1, min(drawn, _by_cores(experiment), _by_memory()))
+
+
+def likely_several(experiment: Experiment) -> bool:
+    """Tell before anything is read whether worker processes will be wanted, unless there are too few clients."""
+    asked = experiment.simulation.workers
+    return experiment.compute.device == "cpu" and (_by_cores(experiment) if asked == "auto" else asked) > 1
 
 
 def _by_cores(experiment: Experiment) -> int:

@@ -4,15 +4,17 @@ What passes between it and the process that started it is pickled by ``multiproc
 this library in one run on one machine.
 """
 
+import gc
 import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from flwr.app import Message
 
@@ -26,6 +28,9 @@ from fedpeft.rounds.memory import entries, put
 from fedpeft.timing import Clock, running
 from fedpeft.training.mapped import map_weights, write_weights
 from fedpeft.training.workbench import Workbench, assemble
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 __all__ = ["Done", "Order", "Setup", "share", "work"]
 
@@ -42,6 +47,8 @@ class Setup:
     """Where ``share`` wrote."""
     log_level: int
     profiled: bool
+    environment: Mapping[str, str]
+    """Of who starts it: what it is forked from may have been started earlier."""
     sharers: int = 1
     """Processes that keep states of frozen lower blocks there, this one and the one that started it included."""
 
@@ -79,7 +86,12 @@ def share(bench: Workbench, folder: Path, *, sharers: int) -> None:
 
 def work(connection: Connection, setup: Setup) -> None:
     """Say that it is there, load when told to, say None when ready or why not; then answer orders until all is over."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unlike the default, leaves nothing behind
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all; the one that started this ends it
+    sys.unraisablehook = _end_again
+    gc.freeze()  # what was there before the fork stays where it is, shared
+    os.environ.clear()
+    os.environ.update(setup.environment)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=setup.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     clock = Clock() if setup.profiled else None
@@ -98,6 +110,20 @@ def work(connection: Connection, setup: Setup) -> None:
         seconds, elements = clock.take() if clock else ({}, 0)
         with suppress(OSError):  # if nobody listens any more, the next order is None
             connection.send(Done(replies=replies, memories=memories, seconds=seconds, elements=elements))
+
+
+def _end(number: int, _: object) -> None:
+    """Leave as from a program that is done: unlike the default, nothing is left behind."""
+    sys.exit(128 + number)
+
+
+def _end_again(lost: "UnraisableHookArgs") -> None:
+    """Leave a little later where the signal came while an object was deleted, out of which nothing can be raised."""
+    if not isinstance(lost.exc_value, SystemExit):
+        sys.__unraisablehook__(lost)
+        return
+    signal.signal(signal.SIGALRM, _end)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
 
 
 def _opened(setup: Setup) -> tuple[Workbench, bytes]:

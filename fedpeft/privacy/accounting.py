@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import Literal, final, get_args
 
 import numpy as np
-from scipy.optimize import brentq
 
 from fedpeft.errors import ConfigError
 
@@ -102,6 +101,7 @@ def noise_multiplier(
 
 def _search(target: float, sample_rate: float, steps: int, delta: float, accountant: Accountant, start: float) -> float:
     """Close in on the multiplier where epsilon meets the target, and take one just above it that fits."""
+    from scipy.optimize import brentq  # most of a second, which a run without privacy need not wait for
 
     def spent(noise: float) -> float:
         return composed(

@@ -22,6 +22,7 @@ from fedpeft.deploy.doctor import examine
 from fedpeft.deploy.identity import make_authority, write_certificate
 from fedpeft.deploy.init import init, pin
 from fedpeft.deploy.machine import Surroundings
+from fedpeft.engines.apps import KEYS_VARIABLE
 from fedpeft.errors import InputError
 from tests.pinning.manifests import PINNED
 
@@ -75,6 +76,11 @@ def foreign(folder: Path) -> None:
     for name in ("server.crt", "server.key"):
         (folder / "secrets" / name).unlink()
     write_certificate(make_authority("other"), folder / "secrets", "server", ["localhost"])
+
+
+def without_keys(folder: Path) -> None:
+    for path in (folder / "secrets").glob("application-*.pub"):
+        path.unlink()
 
 
 FAULTS: dict[str, tuple[str, Spoil, str, str]] = {
@@ -137,6 +143,25 @@ FAULTS: dict[str, tuple[str, Spoil, str, str]] = {
         "not signed by the key of",
     ),
     "manifest gone": ("client-1", lambda f: (f / "secrets/pins-1.toml").unlink(), "pins", "cannot be read"),
+    "replies that nobody signed": (
+        "server",
+        edited("superexec-server", lambda s: s["environment"].pop(KEYS_VARIABLE)),
+        "signatures",
+        "superexec-server has no FEDPEFT_CLIENT_KEYS: replies are taken that nobody signed",
+    ),
+    "its line without a value": (
+        "server",
+        edited("superexec-server", lambda s: s.update(environment=[f"{KEYS_VARIABLE}=", "OTHER=1"])),
+        "signatures",
+        "nobody signed",
+    ),
+    "clients' keys gone": ("server", without_keys, "signatures", "no application-K.pub there"),
+    "a trainer that does not sign": (
+        "client-1",
+        edited("trainer-1", without("--application-key=")),
+        "signatures",
+        "trainer-1 signs nothing",
+    ),
     "no trainer": (
         "client-1",
         edited("supernode-1", lambda s: s.update(command=[w.split(" trainer=")[0] for w in s["command"]])),
@@ -252,7 +277,7 @@ def test_a_certificate_that_ends_soon_is_found(fresh: Path, tmp_path: Path, monk
 def test_the_command_says_it_and_its_exit_code_too(fresh: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["doctor", str(fresh)])
     assert done.exit_code == 0, done.output
-    assert "39 checks, 0 faults" in done.output
+    assert f"{3 * len(checks.CHECKS)} checks, 0 faults" in done.output
     shutil.copytree(fresh, tmp_path / "f")
     (tmp_path / "f/server/secrets/server.key").chmod(0o644)
     done = CliRunner().invoke(app, ["doctor", str(tmp_path / "f")])

@@ -44,13 +44,27 @@ def test_pixels_are_scaled() -> None:
     assert other["pixel_values"].tolist() == [[[-1.0, 0.0], [1.0, 3.0]]]
 
 
-def test_a_declared_shape_reads_the_same(data: Dataset) -> None:
-    typed = data.select_columns(["image", "label"]).cast(
-        Features({"image": Array3D((1, 8, 8), "float32"), "label": Value("int64")})
-    )
+@pytest.mark.parametrize("picked", [None, [], [3, 0, 2, 2]], ids=["whole", "none", "rows"])
+@pytest.mark.parametrize("first", [1, None])
+def test_a_declared_shape_reads_the_same(data: Dataset, picked: list[int] | None, first: int | None) -> None:
+    plain = data.select_columns(["image", "label"])
+    declared = plain.cast(Features({"image": Array3D((first, 8, 8), "float32"), "label": Value("int64")}))
+    if picked is not None:
+        plain, declared = plain.select(picked), declared.select(picked)
+    expected = [torch.tensor(image) * 2 - 1 for image in plain["image"][:]]
 
-    for plain, declared in zip(make(Options()).encode(data, None), make(Options()).encode(typed, None), strict=True):
-        assert torch.equal(plain["pixel_values"], declared["pixel_values"])
+    assert len(expected) == (len(data) if picked is None else len(picked))
+    if not expected and first is None:
+        return  # nothing says what shape none of them has
+    for row, image in zip(make(Options()).encode(declared, None), expected, strict=True):
+        assert torch.equal(row["pixel_values"], image)
+
+
+def test_an_image_that_is_missing_is_refused() -> None:
+    features = Features({"image": Array3D((1, 2, 2), "float32"), "label": Value("int64")})
+    data = Dataset.from_dict({"image": [[[[0.0, 1.0], [1.0, 0.0]]], None], "label": [0, 1]}, features=features)
+    with pytest.raises(DataError, match="column 'image', row 1: missing, or a pixel is not a finite number"):
+        make(Options()).encode(data, None)
 
 
 def test_a_larger_model_with_colours_reads_them_too(data: Dataset) -> None:
