@@ -9,7 +9,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test compat faults fuzz check bench lint types compose clean
+.PHONY: demo test runtime compat faults fuzz check bench lint types compose clean
 
 demo: $(WITH_DEMO)
 	$(BIN)/fedpeft simulate simulations/quickstart.toml --out runs/quickstart --overwrite
@@ -17,6 +17,10 @@ demo: $(WITH_DEMO)
 # A process a core, and one thread each; the tests of one file stay together, since they share what they start.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# The tests that start Flower's simulation runtime: Ray takes most of a minute to come up, each time.
+runtime: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m runtime
 
 # Nightly: a million damaged bodies of all codecs; the suite has ten thousand.
 fuzz: $(INSTALLED)
@@ -34,7 +38,7 @@ compat: $(INSTALLED)
 	$(VENV)-compat/bin/pip install --quiet --disable-pip-version-check --upgrade "flwr[simulation]"
 	$(VENV)-compat/bin/python -m pytest tests/e2e/test_deploy.py
 
-check: lint types test
+check: lint types test runtime
 
 bench: $(INSTALLED)
 	@set -e; for name in $(BENCHMARKS); do echo "$(BIN)/python -m benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name; done

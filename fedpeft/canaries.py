@@ -5,8 +5,8 @@ direction that no other has. What the release has along that direction is all th
 that reads it is the strongest there is.
 
 Of unit example the canaries are a small model's examples, and train by ``train_privately``: drawn, cut, hidden as in a
-run. Of unit client they are updates of the experiment's own adapter, and go through the guard that a server has (or, of
-distributed noise, through the client's half).
+run. Of unit client they are updates of the experiment's own adapter, and go through the codec and the guard of a server
+(or, of distributed noise, through the client's half first).
 """
 
 from dataclasses import dataclass, replace
@@ -154,7 +154,16 @@ def _update(bench: Workbench, asked: Directive, place: Place, client: int, round
     names = [spec.name for spec in asked.select(slots, strategy.uplink(slots))]
     delta = sliced(zero.replace(Tensors({name: line})).select(names), slots, rank=asked.rank, held=asked.held)
     sent = hidden(bench, delta, client=client, round_number=round_number)
-    return ClientUpdate(client=client, delta=sent, num_examples=1, directive=asked)
+    came = _through_codec(bench, sent, client=client, round_number=round_number)
+    return ClientUpdate(client=client, delta=came, num_examples=1, directive=asked)
+
+
+def _through_codec(bench: Workbench, sent: Tensors, *, client: int, round_number: int) -> Tensors:
+    """Return what the server decodes, which is what it clips."""
+    common = bench.common("up", round_number=round_number, client=client)
+    if bench.codec.error_bound(sent, common) == 0:
+        return sent
+    return bench.codec.decode(bench.codec.encode(sent, common), sent.manifest(), common)
 
 
 def _at(released: Tensors, place: Place) -> float:

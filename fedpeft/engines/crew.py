@@ -14,7 +14,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from types import TracebackType
 from typing import Self, final
 
@@ -30,6 +30,8 @@ __all__ = ["Crew", "begin"]
 
 _PATIENCE_SECONDS = 10.0
 """For a process that was told to end, or has closed its end, to be gone."""
+_LONGEST_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
+"""Of what Linux allows in the path of a socket, what multiprocessing leaves."""
 
 
 @final
@@ -224,9 +226,10 @@ class Crew:
 def _context() -> SpawnContext | ForkServerContext:
     """Return how processes are started: on Linux out of one that has imported all this, which takes seconds, and waits.
 
-    It ends with this process. Elsewhere each imports for itself: what macOS offers threads does not survive a fork.
+    It ends with this process. Elsewhere each imports for itself: what macOS offers threads does not survive a fork, and
+    the folder of temporary files may have too long a name for the socket that it is asked by.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or len(os.fsencode(gettempdir())) > _LONGEST_FOLDER:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([work.__module__])

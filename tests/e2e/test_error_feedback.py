@@ -1,5 +1,7 @@
 """Runs with error feedback: both sides hold the same bits, and a run that stops goes on to the same ones."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,19 @@ def exact(run: Path) -> Tensors:
     return found.state.exact
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the run of a strategy that nothing stops; made once."""
+
+    @cache
+    def made(name: str) -> Path:
+        run = tmp_path_factory.mktemp(name) / "whole"
+        simulate(experiment(name, run))
+        return run
+
+    return made
+
+
 @pytest.mark.parametrize("name", ["fedavg", "rolora", "scaffold"])
 @pytest.mark.parametrize(
     ("place", "of", "call"),
@@ -51,10 +66,15 @@ def exact(run: Path) -> Tensors:
     ],
 )
 def test_a_run_that_stops_goes_on_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: Any, of: str, call: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: Callable[[str], Path],
+    name: str,
+    place: Any,
+    of: str,
+    call: int,
 ) -> None:
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    simulate(experiment(name, whole))
+    whole, run = undisturbed(name), tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_at(patch, place, of, call, before=place is RunDirectory)
         with pytest.raises(StoppedError):

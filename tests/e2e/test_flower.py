@@ -102,6 +102,7 @@ def spring_a_trap(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([".", *([given] if given else [])]))
 
 
+@pytest.mark.runtime
 def test_flower_goes_on_where_one_process_stopped_and_comes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scratch: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_flower_goes_on_where_one_process_stopped_and_comes_to_the_same_bits(
     assert (seen.first_round, seen.summary) == (2, summary)
 
 
+@pytest.mark.runtime
 def test_what_clients_keep_stays_with_their_nodes(tmp_path: Path, scratch: Path) -> None:
     """Flower hands each node's record from one worker process to the next: the same bits, evaluated too."""
     for name, engine in (("a", inline), ("b", flower)):
@@ -166,6 +168,7 @@ def test_only_the_thin_apps_and_the_experiments_travel(clone: Path, tmp_path: Pa
     assert found == {"pyproject.toml", "LICENSE", "README.md", ".info/CONTENT", *apps, *experiments}, done.stdout
 
 
+@pytest.mark.runtime
 def test_plain_flwr_run_in_a_clone(clone: Path, tmp_path: Path, scratch: Path) -> None:
     """What the README tells a user of Flower to type; only the port is another one.
 
@@ -224,9 +227,12 @@ def wait_for(port: str) -> None:
     raise AssertionError("the SuperLink did not come up")
 
 
+@pytest.mark.runtime
 def test_an_error_on_the_server_is_one_message_and_exit_code_1(tmp_path: Path, scratch: Path) -> None:
     """All clients diverge; the command says so as it would without Flower, and nothing of Flower's or Ray's."""
-    experiment = tiny(tmp_path / "run", train={"optimizer": "sgd", "learning_rate": 1e30})
+    experiment = tiny(
+        tmp_path / "run", train={"optimizer": "sgd", "learning_rate": 1e30}, compute={"num_threads": "auto"}
+    )
     file = tmp_path / "experiment.toml"
     file.write_text(experiment.to_toml())
     command = [sys.executable, "-m", "fedpeft", "simulate", str(file), "--engine", "flower"]

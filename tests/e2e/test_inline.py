@@ -31,7 +31,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "config.toml", "rounds.jsonl", "summary.json", "partition.json", "checkpoints", "adapter", "report.html",
-        "fence.json",
+        "fence.json", "run.id",
     }  # fmt: skip
     rows = lines(tmp_path / "run")
     assert [row["round"] for row in rows] == [0, 1, 2, 3]

@@ -4,7 +4,7 @@ import importlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -62,11 +62,10 @@ def die_in(out: str, unit: str, point: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[ForkServerContext]:
+def processes() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedpeft.engines.inline", "tests.conftest"])
-    yield context
-    importlib.import_module("multiprocessing.forkserver")._forkserver._stop()
+    context.set_forkserver_preload(["fedpeft.engines.worker"])
+    return context
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """A run that stops at any moment goes on to the same bits."""
 
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedpeft import server
+from fedpeft import cli, server
 from fedpeft.config import Experiment
 from fedpeft.engines.inline import simulate
 from fedpeft.errors import ResumeError
@@ -98,26 +96,30 @@ def test_a_torn_last_line_is_forgotten(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_kill_minus_nine(tmp_path: Path) -> None:
     """The real thing: another process, killed twice without warning, then left to finish."""
-    file, rounds = tmp_path / "experiment.toml", ["--set", "rounds.num_rounds=12"]
+    file, run = tmp_path / "experiment.toml", tmp_path / "run"
     simulate(tiny(tmp_path / "reference", rounds={"num_rounds": 12}))
     write_atomic(file, (tmp_path / "reference" / "config.toml").read_text())
-    command = [sys.executable, "-m", "fedpeft", "simulate", str(file), "--out", str(tmp_path / "run"), *rounds]
     for wanted, extra in ((2, []), (6, ["--resume"])):
-        _kill_after(wanted, [*command, *extra], tmp_path / "run" / "rounds.jsonl")
-    subprocess.run([*command, "--resume"], check=True, capture_output=True)
-    assert digest(tmp_path / "run") == digest(tmp_path / "reference")
-    assert lines(tmp_path / "run") == lines(tmp_path / "reference")
+        _kill_after(wanted, run / "rounds.jsonl", ["simulate", str(file), "--out", str(run), *extra])
+    simulate(tiny(run, rounds={"num_rounds": 12}, output={"directory": str(run), "if_exists": "resume"}))
+    assert digest(run) == digest(tmp_path / "reference")
+    assert lines(run) == lines(tmp_path / "reference")
 
 
-def _kill_after(num_lines: int, command: list[str], rounds: Path) -> None:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def _kill_after(num_lines: int, rounds: Path, words: list[str]) -> None:
+    """Run a command in a process that has imported all, and kill it when so many rounds are recorded."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fedpeft.engines.worker"])
+    process = context.Process(target=cli.app, args=(words,))
+    process.start()
     deadline = time.monotonic() + 120
     while not rounds.is_file() or rounds.read_bytes().count(b"\n") < num_lines:
-        assert process.poll() is None, process.communicate()[1].decode()
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,16 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest
     assert multiprocessing.active_children() == []
 
 
-def test_an_interrupted_run_leaves_no_process_and_no_file(tmp_path: Path) -> None:
-    (tmp_path / "temporary").mkdir()
+@pytest.mark.parametrize("length", [20, 90], ids=["short", "long"])
+def test_an_interrupted_run_leaves_no_process_and_no_file(tmp_path: Path, length: int) -> None:
+    """Where the name of the folder is too long for a socket workers are started one by one."""
+    top = tempfile.mkdtemp(prefix="t", dir="/tmp")
+    temporary = Path(top) / ("t" * (length - len(top) - 1))
+    temporary.mkdir()
+    assert len(str(temporary)) == length
     file = tmp_path / "e.toml"
     file.write_text(case("fedavg", tmp_path / "run", 2).to_toml().replace("num_rounds = 2", "num_rounds = 100000"))
-    environment = {**os.environ, MARK: str(tmp_path), "TMPDIR": str(tmp_path / "temporary")}
+    environment = {**os.environ, MARK: str(tmp_path), "TMPDIR": str(temporary)}
     process = subprocess.Popen(
         [sys.executable, "-m", "fedpeft", "simulate", str(file)],
         env=environment,
@@ -168,9 +174,12 @@ def test_an_interrupted_run_leaves_no_process_and_no_file(tmp_path: Path) -> Non
     assert process.returncode == 130
     assert "go on with: fedpeft simulate" in said
     assert "Traceback" not in said, said
+    until = time.monotonic() + 30
+    while started_under(MARK, str(tmp_path)) and time.monotonic() < until:
+        time.sleep(0.1)  # what the workers were forked from sees that all are gone
     assert started_under(MARK, str(tmp_path)) == set()
-    assert list((tmp_path / "temporary").glob("fedpeft-*")) == []
-    shutil.rmtree(tmp_path / "temporary")
+    assert list(temporary.glob("fedpeft-*")) == []
+    shutil.rmtree(top)
 
 
 def test_several_workers_are_refused_where_something_else_decides(tmp_path: Path) -> None:
