@@ -22,7 +22,9 @@ def _model(folder: str) -> PeftModel:
     return with_lora(Path(folder), load_base(Path(folder)))
 
 
-_kept = lru_cache(maxsize=1)(_model)
+@lru_cache(maxsize=1)
+def _kept(folder: str) -> PeftModel:
+    return _model(folder)
 
 
 @lru_cache(maxsize=256)
@@ -68,8 +70,11 @@ class Stamped(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average, then say so."""
-        found = super().aggregate_train(server_round, replies)
+        """Average, then say so; a client that failed did no work, and nothing is compared with that."""
+        came = list(replies)
+        if failed := [str(message.error) for message in came if message.has_error()]:
+            raise RuntimeError(f"round {server_round}: {len(failed)} of {len(came)} clients failed: {failed[0]}")
+        found = super().aggregate_train(server_round, came)
         self.ended()
         return found
 

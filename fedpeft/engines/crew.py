@@ -1,37 +1,34 @@
 """Worker processes, each served by a thread of this process, so that none waits while the server adds up."""
 
 import logging
-import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self, final
 
 from flwr.app import Message
 
+from fedpeft.engines.forking import context, uninterrupted
 from fedpeft.engines.worker import Done, Order, Setup, share, work
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.rounds.memory_folder import MemoryFolder
 from fedpeft.timing import current, phase
 from fedpeft.training.workbench import CACHED_CLIENTS, Workbench
 
-__all__ = ["Crew", "begin"]
+__all__ = ["Crew"]
 
 _PATIENCE_SECONDS = 10.0
 """For a process that was told to end, or has closed its end, to be gone."""
-_LONGEST_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
-"""Of what Linux allows in the path of a socket, what multiprocessing leaves."""
 
 
 @final
@@ -114,7 +111,7 @@ class Crew:
         scratch = TemporaryDirectory(prefix="fedpeft-", ignore_cleanup_errors=True)
         folder = Path(self._shared.enter_context(scratch))
         share(self._bench, folder, sharers=self._num_workers + 1)
-        context = _context()
+        starting = context()
         setup = Setup(
             experiment=self._bench.experiment,
             folder=folder,
@@ -125,9 +122,9 @@ class Crew:
         )
         resource_tracker.ensure_running()  # which would let interrupts through again, were it started with the first
         for _ in range(self._num_workers):
-            here, there = context.Pipe()
-            process = context.Process(target=work, args=(there, setup), daemon=True)
-            with _uninterrupted():
+            here, there = starting.Pipe()
+            process = starting.Process(target=work, args=(there, setup), daemon=True)
+            with uninterrupted():
                 process.start()
             there.close()
             worker = _Worker(process=process, connection=here)
@@ -221,36 +218,6 @@ class Crew:
             order = self._orders[place]
             del self._orders[place]
             return order
-
-
-def _context() -> SpawnContext | ForkServerContext:
-    """Return how processes are started: on Linux out of one that has imported all this, which takes seconds, and waits.
-
-    It ends with this process. Elsewhere each imports for itself: what macOS offers threads does not survive a fork, and
-    the folder of temporary files may have too long a name for the socket that it is asked by.
-    """
-    if sys.platform != "linux" or len(os.fsencode(gettempdir())) > _LONGEST_FOLDER:
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__module__])
-    return context
-
-
-def begin() -> None:
-    """Have that one start, while there is other work to do here before a crew is needed."""
-    if isinstance(_context(), ForkServerContext):
-        with _uninterrupted():
-            forkserver.ensure_running()
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back; a process that is started inside never hears of it, and is ended by the one that does."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _client(message: Message) -> int:

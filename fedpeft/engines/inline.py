@@ -9,10 +9,11 @@ from flwr.app import Context, Message, UserConfig
 from flwr.clientapp import ClientApp
 
 from fedpeft.config import Experiment
-from fedpeft.engines.crew import Crew, begin
+from fedpeft.engines.crew import Crew
+from fedpeft.engines.forking import begin
 from fedpeft.engines.local import Answering, LocalGrid, LocalNodes, enrolled_context, node_context
 from fedpeft.engines.processes import ended_by_sigterm
-from fedpeft.engines.sizing import likely_several, num_workers
+from fedpeft.engines.sizing import num_workers
 from fedpeft.engines.stacking import stacking
 from fedpeft.engines.start import ready, settled
 from fedpeft.report.watch import Watcher
@@ -119,8 +120,7 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
 
 
 def _simulated(experiment: Experiment, watcher: Watcher | None) -> dict[str, Any]:
-    if likely_several(experiment):
-        begin()
+    begin(experiment)
     bench, run, resume = ready(experiment, stacks=True)
     if (clock := current()) is not None:
         with phase("load"):
