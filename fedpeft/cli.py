@@ -79,7 +79,7 @@ def simulate(
     from fedpeft.report.progress import watching
 
     with _interruptible(experiment, again), watching() as plain, _profiled(experiment, plain, profile) as watcher:
-        _engine(engine, experiment)(experiment, watcher=watcher)
+        _engine(engine)(experiment, watcher=watcher)
 
 
 @app.command()
@@ -194,11 +194,8 @@ def main() -> None:
         raise SystemExit(error.exit_code if isinstance(error, FedpeftError) else 1) from None
 
 
-def _engine(engine: Engine, experiment: Experiment) -> Any:
+def _engine(engine: Engine) -> Any:
     if engine is Engine.inline:
-        from fedpeft.engines.forking import begin
-
-        begin(experiment)  # before what follows is imported here
         from fedpeft.engines.inline import simulate
     else:
         from fedpeft.engines.flower import simulate

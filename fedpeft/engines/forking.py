@@ -21,7 +21,7 @@ _LONGEST_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 
 
 def begin(experiment: Experiment) -> None:
-    """Have the one that workers are forked from start importing, seconds of work, before this process does too.
+    """Have the one that workers are forked from start importing, seconds of work, while this process loads its parts.
 
     It serves every run of this process and ends with it. Nothing is started where workers are not likely to be wanted.
     """
