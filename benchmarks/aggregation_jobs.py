@@ -75,8 +75,6 @@ class Setting:
     rates: tuple[float, ...]
     max_train: int | None = None
     max_test: int | None = None
-    tuning_rounds: int | None = None
-    """Of the runs that choose a rate, if fewer."""
     compute: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "sgd"
     num_clients: int = 10
@@ -99,11 +97,10 @@ _MINILM: dict[str, Any] = {
     "lora": {"name": "lora", "rank": 8, "alpha": 16, "target_modules": _LAST},
     "compute": {"cache_frozen": True},
     "num_rounds": 8,
-    "tuning_rounds": 5,
-    "local_steps": 4,
-    "batch_size": 4,
+    "local_steps": 8,
+    "batch_size": 8,
     "optimizer": "adamw",
-    "rates": (3e-3, 1e-2),
+    "rates": (1e-3, 3e-3),
     "max_train": 1200,
     "max_test": 300,
 }
@@ -163,8 +160,7 @@ def given(job: Job) -> dict[str, Any]:
     """Return what a job's experiment is given, but where its output goes."""
     made = SETTINGS[job.part]
     steps = job.local_steps or made.local_steps
-    num_rounds = (made.tuning_rounds or made.num_rounds) if job.tuning else made.num_rounds
-    num_rounds = num_rounds * made.local_steps // steps
+    num_rounds = made.num_rounds * made.local_steps // steps
     on_clients = job.strategy == PER_CLIENT
     return {
         "name": f"{job.part}-{job.strategy}-{job.seed}",
