@@ -18,7 +18,7 @@ demo: $(WITH_DEMO)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-# The tests that start Flower's simulation runtime: Ray takes most of a minute to come up, each time.
+# The tests that start Flower's simulation runtime, or every process of a deployment: most of a minute each.
 runtime: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m runtime
 
@@ -36,7 +36,7 @@ compat: $(INSTALLED)
 	$(PYTHON) -m venv $(VENV)-compat
 	$(VENV)-compat/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	$(VENV)-compat/bin/pip install --quiet --disable-pip-version-check --upgrade "flwr[simulation]"
-	$(VENV)-compat/bin/python -m pytest tests/e2e/test_deploy.py
+	$(VENV)-compat/bin/python -m pytest -m runtime tests/e2e/test_deploy.py
 
 check: lint types test runtime
 

@@ -24,6 +24,8 @@ from fedpeft.report.watch import Watcher
 from fedpeft.training.workbench import assemble
 from tests.conftest import tiny
 
+pytestmark = pytest.mark.runtime
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment, Local]]:

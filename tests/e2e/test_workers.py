@@ -144,7 +144,7 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.parametrize("length", [20, 90], ids=["short", "long"])
+@pytest.mark.parametrize("length", [20, pytest.param(90, marks=pytest.mark.runtime)])
 def test_an_interrupted_run_leaves_no_process_and_no_file(tmp_path: Path, length: int) -> None:
     """Where the name of the folder is too long for a socket workers are started one by one."""
     top = tempfile.mkdtemp(prefix="t", dir="/tmp")
