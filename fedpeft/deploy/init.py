@@ -50,7 +50,7 @@ class Deployment:
     num_clients: int
 
     def secret(self, name: str) -> Path:
-        """Return where a secret lies: with the one machine that needs it.
+        """Return where a secret lies, from the root: with the one machine that needs it.
 
         Raises:
             InputError: it is not there.
@@ -58,7 +58,7 @@ class Deployment:
         path = self.folder / machine_of(name) / "secrets" / name
         if not path.is_file():
             raise InputError(f"{path}: missing; it cannot be made anew, so restore it, or make another deployment")
-        return path
+        return path.resolve()
 
 
 def init(folder: Path, *, num_clients: int, host: str) -> Deployment:

@@ -59,7 +59,7 @@ def site(deployment: Deployment, sockets: Path) -> Site:
         runtime=runtime,
         fleet=runtime if one_port(importlib.metadata.version("flwr")) else _endpoint(),
         node=cache(lambda _: _endpoint()),
-        secret=lambda name: str(deployment.secret(name).resolve()),
+        secret=lambda name: str(deployment.secret(name)),
         socket=lambda client: str(sockets / f"{client}.sock"),
         kept=lambda client: str(kept / TRAINER.format(client)),
         database=str(kept / "superlink.db"),
@@ -113,9 +113,7 @@ def up(deployment: Deployment, *, say: Callable[[str], None] = lambda _: None) -
     alone = locked(folder / "lock", refusal=f"{deployment.folder.resolve()}: is up already; end that one first")
     with alone, processes.ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="fedpeft-") as sockets:
         where = site(deployment, Path(sockets))
-        environment = operator.environment(
-            home(deployment), where.runtime.address, certificates=deployment.secret(CA).resolve()
-        )
+        environment = operator.environment(home(deployment), where.runtime.address, certificates=deployment.secret(CA))
         started: dict[str, subprocess.Popen[bytes]] = {}
         local = Local(
             operator=Operator(environment=environment, folder=folder), processes=started, logs=folder / "logs"

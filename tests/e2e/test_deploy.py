@@ -30,7 +30,8 @@ pytestmark = pytest.mark.runtime
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment, Local]]:
     """Two clients and a server that are up, the clients for one job; no process of them may be left."""
-    made = init(tmp_path_factory.mktemp("d") / "f", num_clients=2, host="localhost")
+    folder = Path(os.path.relpath(tmp_path_factory.mktemp("d") / "f"))  # as one types it
+    made = init(folder, num_clients=2, host="localhost")
     pin(made, to_toml(pins_of(assemble(job(tmp_path_factory.mktemp("pins"))))))
     with up(made) as local:
         yield made, local
