@@ -125,7 +125,6 @@ def before_round(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[],
     monkeypatch.setattr(server, "run_round", acting)
 
 
-@pytest.mark.runtime
 def test_two_trainers_one_killed_between_rounds_come_to_the_bits_of_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sites: tuple[Path, list[Site]]
 ) -> None:
