@@ -154,16 +154,8 @@ def _update(bench: Workbench, asked: Directive, place: Place, client: int, round
     names = [spec.name for spec in asked.select(slots, strategy.uplink(slots))]
     delta = sliced(zero.replace(Tensors({name: line})).select(names), slots, rank=asked.rank, held=asked.held)
     sent = hidden(bench, delta, client=client, round_number=round_number)
-    came = _through_codec(bench, sent, client=client, round_number=round_number)
+    came = bench.codec.received(sent, bench.common("up", round_number=round_number, client=client))
     return ClientUpdate(client=client, delta=came, num_examples=1, directive=asked)
-
-
-def _through_codec(bench: Workbench, sent: Tensors, *, client: int, round_number: int) -> Tensors:
-    """Return what the server decodes, which is what it clips."""
-    common = bench.common("up", round_number=round_number, client=client)
-    if bench.codec.error_bound(sent, common) == 0:
-        return sent
-    return bench.codec.decode(bench.codec.encode(sent, common), sent.manifest(), common)
 
 
 def _at(released: Tensors, place: Place) -> float:

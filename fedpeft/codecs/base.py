@@ -52,6 +52,15 @@ class Codec(ABC):
             UnsupportedError: the codec needs something in common that was not given.
         """
 
+    def received(self, tensors: Tensors, common: Common = NOTHING) -> Tensors:
+        """Return what the other side decodes of tensors that are sent.
+
+        Raises:
+            TensorMismatchError: as encode.
+            UnsupportedError: as encode.
+        """
+        return self.decode(self.encode(tensors, common), tensors.manifest(), common)
+
     def grows(self) -> str | None:
         """Return why errors that are fed back would grow without end, and the remedy; None where they do not.
 

@@ -228,13 +228,11 @@ def pins(machine: Machine) -> Iterator[Fault]:
 
 def signatures(machine: Machine) -> Iterator[Fault]:
     """Clients sign their replies, and the server takes none that its clients did not sign."""
-    for name, _, service in machine.flower("flower-superexec"):
-        if name != EXECUTOR:
-            continue
-        if not environment(service).get(KEYS_VARIABLE):
-            words = f"{name} has no {KEYS_VARIABLE}: replies are taken that nobody signed"
-            yield Fault(words, f"set {KEYS_VARIABLE} to the folder of the clients' public keys")
-            continue
+    service = machine.services.get(EXECUTOR)
+    if service is not None and not environment(service).get(KEYS_VARIABLE):
+        words = f"{EXECUTOR} has no {KEYS_VARIABLE}: replies are taken that nobody signed"
+        yield Fault(words, f"set {KEYS_VARIABLE} to the folder of the clients' public keys")
+    elif service is not None:
         try:
             read_keys(machine.secrets)
         except InputError as error:

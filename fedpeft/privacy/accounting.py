@@ -104,9 +104,7 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, account
     from scipy.optimize import brentq  # most of a second, which a run without privacy need not wait for
 
     def spent(noise: float) -> float:
-        return composed(
-            [Releases(noise_multiplier=noise, sample_rate=sample_rate, steps=steps)], delta=delta, accountant=accountant
-        )
+        return epsilon(noise_multiplier=noise, sample_rate=sample_rate, steps=steps, delta=delta, accountant=accountant)
 
     def excess(log_noise: float) -> float:
         found = spent(math.exp(log_noise))

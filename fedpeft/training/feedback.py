@@ -98,5 +98,5 @@ def settled(codec: Codec, common: Common, names: Sequence[str], before: State, a
     if before.exact:
         exact = exact + (before.exact - before.adapter)
     sent = exact.select(names)
-    decoded = codec.decode(codec.encode(sent, common), sent.manifest(), common)
+    decoded = codec.received(sent, common)
     return replace(after, adapter=exact.replace(decoded), exact=exact)

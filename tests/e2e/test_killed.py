@@ -1,16 +1,16 @@
 """A private run killed at any point goes on to the same bits, and never released more than it had charged."""
 
 import importlib
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedpeft.engines.forking import context
 from fedpeft.engines.inline import simulate
 from fedpeft.report.run_directory import RunDirectory
 from tests.conftest import tiny
@@ -62,10 +62,8 @@ def die_in(out: str, unit: str, point: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedpeft.engines.worker"])
-    return context
+def processes() -> SpawnContext | ForkServerContext:
+    return context()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +77,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     [*(("client", point) for point in POINTS), ("example", "in a client's training"), ("example", "before the record")],
 )
 def test_a_killed_run_ends_as_if_nothing_had_been(
-    tmp_path: Path, unit: str, point: str, processes: ForkServerContext, whole: dict[str, dict[str, Any]]
+    tmp_path: Path, unit: str, point: str, processes: SpawnContext | ForkServerContext, whole: dict[str, dict[str, Any]]
 ) -> None:
     out = tmp_path / "run"
     victim = processes.Process(target=die_in, args=(str(out), unit, point))

@@ -1,6 +1,5 @@
 """A run that stops at any moment goes on to the same bits."""
 
-import multiprocessing
 import signal
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import pytest
 
 from fedpeft import cli, server
 from fedpeft.config import Experiment
+from fedpeft.engines.forking import context
 from fedpeft.engines.inline import simulate
 from fedpeft.errors import ResumeError
 from fedpeft.files import write_atomic
@@ -108,9 +108,7 @@ def test_kill_minus_nine(tmp_path: Path) -> None:
 
 def _kill_after(num_lines: int, rounds: Path, words: list[str]) -> None:
     """Run a command in a process that has imported all, and kill it when so many rounds are recorded."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedpeft.engines.worker"])
-    process = context.Process(target=cli.app, args=(words,))
+    process = context().Process(target=cli.app, args=(words,))
     process.start()
     deadline = time.monotonic() + 120
     while not rounds.is_file() or rounds.read_bytes().count(b"\n") < num_lines:

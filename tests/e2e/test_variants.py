@@ -55,8 +55,7 @@ def test_each_adapter_runs_with_each_strategy_or_is_refused(tmp_path: Path, adap
         return
     summary = simulate(experiment)
     assert (read_slots(tmp_path / "run" / "adapter") - initial).norm() > 0
-    if strategy == "fedavg":  # reopening is the adapter's; what strategies leave to reopen is test_residual's
-        assert evaluate_run(tmp_path / "run") == summary["last"]["metrics"]
+    assert evaluate_run(tmp_path / "run") == summary["last"]["metrics"]
 
 
 def _assembled(experiment: Experiment) -> tuple[Tensors | None, str]:
