@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.intents import Base
 from benchmarks.jobs import DATA, ROOT, key_of
+from benchmarks.pairs import PairsBase
 from fedpeft import config
 from fedpeft.config import Experiment
 
@@ -50,7 +51,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 """Every strategy of the folder -> the options that are not its defaults; nothing in it was tuned but what is here."""
 ADAPTERS = {"fed_sb": {"name": "lora_sb", "rank": 32}}
 """For strategies that LoRA does not serve."""
-SGD_FACTOR = 300
+UNWEIGHTED = ("krum", "median", "scaffold", "trimmed_mean")
+"""Their clients count alike."""
+SGD_FACTOR = 30
 """scaffold's rate over AdamW's where the others train with AdamW."""
 SWEPT = ("fedavg", "lora_fair", "fedex_lora", "ffa_lora")
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
@@ -77,6 +80,10 @@ class Setting:
     max_test: int | None = None
     compute: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "sgd"
+    schedule: str | None = None
+    weighting: str | None = None
+    made_of: dict[str, Any] = field(default_factory=dict)
+    """What the base that the benchmark trains is made of."""
     num_clients: int = 10
 
     @property
@@ -92,17 +99,18 @@ _LAST = [
 ]
 """LoRA in MiniLM's last block alone: what enters it is computed once for all runs of a seed."""
 _MINILM: dict[str, Any] = {
-    "model": {"name": "minilm"},
     "partition": {"name": "dirichlet", "alpha": 0.5, "num_clients": 10},
     "lora": {"name": "lora", "rank": 8, "alpha": 16, "target_modules": _LAST},
     "compute": {"cache_frozen": True},
-    "num_rounds": 8,
-    "local_steps": 8,
+    "num_rounds": 16,
+    "local_steps": 2,
     "batch_size": 8,
     "optimizer": "adamw",
-    "rates": (1e-3, 3e-3),
-    "max_train": 1200,
-    "max_test": 300,
+    "rates": (1e-2, 3e-2),
+    "schedule": "linear",
+    "weighting": "uniform",
+    "max_train": 2000,
+    "max_test": 500,
 }
 SETTINGS = {
     "clinc150": Setting(
@@ -115,9 +123,16 @@ SETTINGS = {
         local_steps=4,
         batch_size=16,
         rates=(0.1, 0.3, 0.6),
+        made_of=asdict(Base()),
     ),
-    "mr_polarity": Setting(columns=_TEXT, max_length=40, **_MINILM),
-    "qnli": Setting(columns={**_TEXT, "text2": "text_b"}, max_length=64, **_MINILM),
+    "mr_polarity": Setting(columns=_TEXT, max_length=32, model={"name": "minilm", "dropout": 0.0}, **_MINILM),
+    "qnli": Setting(
+        columns={**_TEXT, "text2": "text_b"},
+        max_length=48,
+        model={"name": "pretrained", "path": str(SCRATCH / "qnli" / "base"), "dropout": 0.0},
+        made_of=asdict(PairsBase()),
+        **_MINILM,
+    ),
 }
 
 
@@ -140,7 +155,7 @@ class Job:
     @property
     def key(self) -> str:
         """What the result is kept under: a sweep's cell that is a run of the table has that run's."""
-        base = {"base": asdict(Base())} if self.part == "clinc150" else {}
+        base = {"base": made} if (made := SETTINGS[self.part].made_of) else {}
         return key_of({**given(self), **base}, self.part, self.strategy, f"{self.rate:g}", self.seed)
 
     @property
@@ -162,6 +177,7 @@ def given(job: Job) -> dict[str, Any]:
     steps = job.local_steps or made.local_steps
     num_rounds = made.num_rounds * made.local_steps // steps
     on_clients = job.strategy == PER_CLIENT
+    weighting = {} if job.strategy in UNWEIGHTED else _unless_none(weighting=made.weighting)
     return {
         "name": f"{job.part}-{job.strategy}-{job.seed}",
         "seed": job.seed,
@@ -170,10 +186,11 @@ def given(job: Job) -> dict[str, Any]:
         "partition": made.partition,
         "task": {"name": "sequence_classification", "max_length": made.max_length},
         "adapter": ADAPTERS.get(job.strategy, {}) | _targets(made) if job.strategy in ADAPTERS else made.lora,
-        "strategy": {"name": job.strategy, **STRATEGIES[job.strategy]},
+        "strategy": {"name": job.strategy, **STRATEGIES[job.strategy], **weighting},
         "train": {
             "local_steps": steps,
             "batch_size": made.batch_size,
+            **_unless_none(schedule=made.schedule),
             **_optimizer(job),
         },
         "rounds": {"num_rounds": num_rounds, "checkpoint_every": num_rounds},
@@ -189,8 +206,13 @@ def _data(job: Job) -> dict[str, Any]:
     if job.part == "clinc150":
         unseen = folder / ("val.parquet" if job.tuning else "test.parquet")
         return {"path": str(SCRATCH / "train.parquet"), "test_path": str(unseen), **sizes}
+    train = SCRATCH / "qnli" if job.part == "qnli" else folder
     test = {"test_fraction": 0.2} if job.tuning else {"test_path": str(folder / "test.parquet")}
-    return {"path": str(folder / "train.parquet"), **test, **sizes}
+    return {"path": str(train / "train.parquet"), **test, **sizes}
+
+
+def _unless_none(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _optimizer(job: Job) -> dict[str, Any]:

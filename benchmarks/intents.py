@@ -24,7 +24,7 @@ from fedpeft.seeds import isolated
 from fedpeft.tasks import sequence_classification
 from fedpeft.training.loop import evaluate, train_locally
 
-__all__ = ["Base", "prepare"]
+__all__ = ["Base", "drawn", "prepare"]
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
@@ -58,7 +58,7 @@ def prepare(source: Path, folder: Path, base: Base) -> dict[str, Any]:
             return made
     folder.mkdir(parents=True, exist_ok=True)
     whole = pq.read_table(source / "train.parquet")
-    public = drawn(whole["label"].to_numpy(), base)
+    public = drawn(whole["label"].to_numpy(), share=base.public_share, seed=base.seed)
     pq.write_table(whole.filter(public), folder / "public.parquet")
     pq.write_table(whole.filter(~public), folder / "train.parquet")
     accuracy = _train(base, folder, source / "val.parquet")
@@ -67,12 +67,12 @@ def prepare(source: Path, folder: Path, base: Base) -> dict[str, Any]:
     return made
 
 
-def drawn(labels: np.ndarray, base: Base) -> np.ndarray:
+def drawn(labels: np.ndarray, *, share: float, seed: int) -> np.ndarray:
     """Return a mask (rows,) that holds the same share of every label."""
-    mask, generator = np.zeros(len(labels), dtype=bool), np.random.default_rng(base.seed)
+    mask, generator = np.zeros(len(labels), dtype=bool), np.random.default_rng(seed)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        mask[generator.permutation(rows)[: round(base.public_share * len(rows))]] = True
+        mask[generator.permutation(rows)[: round(share * len(rows))]] = True
     return mask
 
 

@@ -1,4 +1,8 @@
-"""The audit holds where the code is right, and fails where noise is missing; membership against a count of pairs."""
+"""The audit holds where the code is right, and fails where noise is missing; membership against a count of pairs.
+
+Noise is secure here, so that no seed repeats it: least bounds lie five standard deviations below the mean (of the claim
+0.88 +- 0.032 at 4,000 trials, 0.76 +- 0.064 at 1,000), and one is above the claim in one audit of 10,000.
+"""
 
 import json
 from dataclasses import replace
@@ -48,7 +52,7 @@ def test_what_one_release_shows_is_most_of_the_claim_and_not_more(case: str) -> 
     single, whole = found["one_release"], found["one_run"]
     assert found["holds"]
     assert single["claimed"] == pytest.approx(4.377, abs=0.03)
-    assert 0.75 * single["claimed"] <= single["lower_bound"] <= single["claimed"]
+    assert 0.7 * single["claimed"] <= single["lower_bound"] <= single["claimed"]
     assert 0 <= whole["lower_bound"] <= whole["claimed"]
     assert whole["guesses"] == 40
 
@@ -103,7 +107,7 @@ def test_what_a_codec_makes_of_an_update_changes_no_sensitivity(case: str, monke
 
     assert found["claim"]["order"] == ORDERS[case]
     assert found["holds"]
-    assert found["one_release"]["lower_bound"] > 0.5 * found["one_release"]["claimed"]
+    assert found["one_release"]["lower_bound"] > 0.4 * found["one_release"]["claimed"]
 
 
 def test_a_clip_before_the_codec_alone_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,9 +124,9 @@ def test_a_lossy_codec_in_the_way_is_audited_too(codec: str) -> None:
     table, _ = CASES["client"]
     uniform = {"name": "fedavg", "weighting": "uniform"}
     made = tiny(None, strategy=uniform, rounds={"num_rounds": 1}, privacy=table, codec={"name": codec})
-    found = audit(made, Effort(trials=600, canaries=100))
+    found = audit(made, Effort(trials=1000, canaries=200))
     assert found["holds"]
-    assert found["one_release"]["lower_bound"] > 0.5 * found["one_release"]["claimed"]
+    assert found["one_release"]["lower_bound"] > 0.4 * found["one_release"]["claimed"]
 
 
 def weaker(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:

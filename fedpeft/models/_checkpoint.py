@@ -5,10 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file, logging
 
+from fedpeft.config.base import Frozen
 from fedpeft.errors import ModelError
 from fedpeft.models._kinds import FAMILIES, set_labels
 from fedpeft.models._masks import open_masks
@@ -17,20 +19,27 @@ from fedpeft.models.base import Kind, Wanted
 from fedpeft.models.head import head_modules
 from fedpeft.seeds import isolated
 
-__all__ = ["quiet", "read_checkpoint"]
+__all__ = ["ReadOptions", "quiet", "read_checkpoint"]
+
+
+class ReadOptions(Frozen):
+    """What any checkpoint may be read with."""
+
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Of every dropout layer, in place of what the checkpoint was pretrained with; 0 also saves the time to draw it."""
 
 
 def read_checkpoint(
-    path: str, wanted: Wanted, *, revision: str | None = None, name: str | None = None
+    path: str, wanted: Wanted, *, options: ReadOptions, revision: str | None = None, name: str | None = None
 ) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
     """Read model and tokenizer (None for images) of a local folder or a hub id; name is what the model calls itself.
 
     Raises:
-        ModelError: not found, not safe to read, not of the wanted kind, or with weights missing.
+        ModelError: not found, not safe to read, not of the wanted kind, no dropout to set, or weights missing.
     """
     try:
         _refuse_adapter(path, revision)
-        model = _model(path, wanted, revision)
+        model = _model(path, wanted, revision, options)
         model.name_or_path = model.config.name_or_path = name or path
         return model, _tokenizer(path, wanted, model, revision)
     except ModelError:
@@ -40,9 +49,11 @@ def read_checkpoint(
         raise ModelError(f"{path}: cannot be read for {wanted.kind}: {reason}") from error
 
 
-def _model(path: str, wanted: Wanted, revision: str | None) -> Any:
+def _model(path: str, wanted: Wanted, revision: str | None, options: ReadOptions) -> Any:
     config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     set_labels(config, wanted)
+    if options.dropout is not None:
+        _set_dropout(config, options.dropout, path)
     with torch.device("meta"):
         family = type(FAMILIES[wanted.kind].from_config(config, trust_remote_code=False))
     weights = read_weights(path, revision)
@@ -52,6 +63,18 @@ def _model(path: str, wanted: Wanted, revision: str | None) -> Any:
     model.config.use_cache = False
     open_masks(model)
     return model.eval()
+
+
+def _set_dropout(config: Any, rate: float, path: str) -> None:
+    """Set each rate that the configuration has: transformers' models name them *_dropout(_prob), *_pdrop or dropout."""
+    names = [
+        name
+        for name, value in config.to_dict().items()
+        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, int | float) and value is not True
+    ]
+    if not names:
+        raise ModelError(f"model.dropout = {rate}: {path} is a {config.model_type}, which has no dropout; leave it out")
+    config.update(dict.fromkeys(names, rate))
 
 
 def _fill(family: Any, config: Any, weights: dict[str, Tensor]) -> tuple[Any, dict[str, Any]]:

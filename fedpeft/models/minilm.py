@@ -10,9 +10,8 @@ from typing import Literal, final
 from pydantic import Field
 from transformers.utils import cached_file
 
-from fedpeft.config.base import Frozen
 from fedpeft.errors import ModelError
-from fedpeft.models._checkpoint import read_checkpoint
+from fedpeft.models._checkpoint import ReadOptions, read_checkpoint
 from fedpeft.models.base import Loaded, ModelSource, Wanted
 
 __all__ = ["MiniLM", "Options", "make"]
@@ -32,7 +31,7 @@ _FILES = {
 
 
 @final
-class Options(Frozen):
+class Options(ReadOptions):
     """Where the files come from; the weights are the same everywhere."""
 
     origin: Literal["auto", "hub", "package"] = "auto"
@@ -74,7 +73,7 @@ class MiniLM(ModelSource):
             # Whatever else lies in the folder is not seen by the reader.
             for name in _FILES:
                 (Path(clean) / name).symlink_to((folder / name).resolve())
-            model, tokenizer = read_checkpoint(clean, wanted, name=reference)
+            model, tokenizer = read_checkpoint(clean, wanted, options=self.options, name=reference)
         revision = self.options.revision if reference == _HUB_ID else None
         return Loaded(model=model, tokenizer=tokenizer, reference=reference, revision=revision)
 

@@ -5,17 +5,16 @@ from typing import final
 
 from pydantic import Field
 
-from fedpeft.config.base import Frozen
 from fedpeft.errors import ModelError
 from fedpeft.files import rooted
-from fedpeft.models._checkpoint import read_checkpoint
+from fedpeft.models._checkpoint import ReadOptions, read_checkpoint
 from fedpeft.models.base import Loaded, ModelSource, Wanted
 
 __all__ = ["Options", "Pretrained", "make"]
 
 
 @final
-class Options(Frozen):
+class Options(ReadOptions):
     """Which checkpoint."""
 
     path: str = Field(min_length=1)
@@ -38,7 +37,7 @@ class Pretrained(ModelSource):
             ModelError: no such folder, a revision where none belongs or none where one does, or not safe to read.
         """
         path, revision = self._checked()
-        model, tokenizer = read_checkpoint(path, wanted, revision=revision)
+        model, tokenizer = read_checkpoint(path, wanted, options=self.options, revision=revision)
         return Loaded(model=model, tokenizer=tokenizer, reference=path, revision=revision)
 
     def _checked(self) -> tuple[str, str | None]:

@@ -259,3 +259,43 @@ def test_nothing_is_logged_and_the_settings_are_restored(
     assert capfd.readouterr() == ("", "")
     assert transformers_logging.get_verbosity() == level
     assert transformers_logging.is_progress_bar_enabled() == bars
+
+
+def rates(model: torch.nn.Module) -> set[float]:
+    return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2", "vit"])
+def test_dropout_is_the_checkpoints_own_or_what_is_asked(tmp_path: Path, architecture: str) -> None:
+    folder, want = tmp_path / architecture, wanted(KIND_OF[architecture])
+    options = tiny.Options(architecture=architecture, dropout=0.25)
+    model = tiny.make(options).load(want).model
+    model.save_pretrained(folder)
+    if (tokenizer := tiny.make(options).load(want).tokenizer) is not None:
+        tokenizer.save_pretrained(folder)
+    image, text = torch.ones(2, 1, 8, 8), torch.ones(2, 6, dtype=torch.long)
+    inputs = {"pixel_values": image} if architecture == "vit" else {"input_ids": text}
+
+    def moves(model: torch.nn.Module) -> bool:
+        """Whether training mode draws anything."""
+        return not torch.equal(model.train()(**inputs).logits, model.eval()(**inputs).logits)
+
+    own = load(folder, want).model
+    without = pretrained.make(pretrained.Options(path=str(folder), dropout=0.0)).load(want).model
+    other = pretrained.make(pretrained.Options(path=str(folder), dropout=0.5)).load(want).model
+    assert rates(own) <= {0.25}
+    assert rates(without) <= {0.0}
+    assert rates(other) <= {0.5}
+    assert moves(own)
+    assert moves(other)
+    assert not moves(without)
+    assert base_hash(without, exclude=()) == base_hash(own, exclude=())
+
+
+def test_a_model_that_has_no_dropout_is_told_so(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "llama")
+    file = folder / "config.json"
+    others = {key: value for key, value in json.loads(file.read_text()).items() if "dropout" not in key}
+    file.write_text(json.dumps({**others, "model_type": "mamba"}))
+    with pytest.raises(ModelError, match=r"model.dropout = 0.1: .* is a mamba, which has no dropout; leave it out"):
+        pretrained.make(pretrained.Options(path=str(folder), dropout=0.1)).load(wanted("causal_lm"))
