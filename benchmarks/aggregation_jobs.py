@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.intents import Base
 from benchmarks.jobs import DATA, ROOT, key_of
-from benchmarks.pairs import PairsBase
+from benchmarks.started import STARTED
 from fedpeft import config
 from fedpeft.config import Experiment
 
@@ -53,7 +53,7 @@ ADAPTERS = {"fed_sb": {"name": "lora_sb", "rank": 32}}
 """For strategies that LoRA does not serve."""
 UNWEIGHTED = ("krum", "median", "scaffold", "trimmed_mean")
 """Their clients count alike."""
-SGD_FACTOR = 30
+SGD_FACTOR = 300
 """scaffold's rate over AdamW's where the others train with AdamW."""
 SWEPT = ("fedavg", "lora_fair", "fedex_lora", "ffa_lora")
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
@@ -106,12 +106,20 @@ _MINILM: dict[str, Any] = {
     "local_steps": 2,
     "batch_size": 8,
     "optimizer": "adamw",
-    "rates": (1e-2, 3e-2),
+    "rates": (1e-3, 3e-3),
     "schedule": "linear",
     "weighting": "uniform",
     "max_train": 2000,
     "max_test": 500,
 }
+
+
+def _started(part: str) -> dict[str, Any]:
+    """Return what the parts on MiniLM share, on the base that is trained on a public part of the data."""
+    model = {"name": "pretrained", "path": str(SCRATCH / part / "base"), "dropout": 0.0}
+    return {**_MINILM, "model": model, "made_of": asdict(STARTED[part])}
+
+
 SETTINGS = {
     "clinc150": Setting(
         columns={**_TEXT, "client": "client"},
@@ -125,14 +133,8 @@ SETTINGS = {
         rates=(0.1, 0.3, 0.6),
         made_of=asdict(Base()),
     ),
-    "mr_polarity": Setting(columns=_TEXT, max_length=32, model={"name": "minilm", "dropout": 0.0}, **_MINILM),
-    "qnli": Setting(
-        columns={**_TEXT, "text2": "text_b"},
-        max_length=48,
-        model={"name": "pretrained", "path": str(SCRATCH / "qnli" / "base"), "dropout": 0.0},
-        made_of=asdict(PairsBase()),
-        **_MINILM,
-    ),
+    "mr_polarity": Setting(columns=_TEXT, max_length=32, **_started("mr_polarity")),
+    "qnli": Setting(columns={**_TEXT, "text2": "text_b"}, max_length=48, **_started("qnli")),
 }
 
 
@@ -206,9 +208,8 @@ def _data(job: Job) -> dict[str, Any]:
     if job.part == "clinc150":
         unseen = folder / ("val.parquet" if job.tuning else "test.parquet")
         return {"path": str(SCRATCH / "train.parquet"), "test_path": str(unseen), **sizes}
-    train = SCRATCH / "qnli" if job.part == "qnli" else folder
     test = {"test_fraction": 0.2} if job.tuning else {"test_path": str(folder / "test.parquet")}
-    return {"path": str(train / "train.parquet"), **test, **sizes}
+    return {"path": str(SCRATCH / job.part / "train.parquet"), **test, **sizes}
 
 
 def _unless_none(**settings: Any) -> dict[str, Any]:

@@ -73,9 +73,9 @@ _INTRODUCTION = """## Every way of aggregating
 
 One federation, one switch: `strategy.name`. LoRA of rank 8 (fed_sb: lora_sb of rank 32; hetlora: half the clients
 with rank 4), ten clients, all drawn, every strategy sees the same number of examples. CLINC150: one client a domain, a
-small base trained on a public 35 %, clients train by SGD. mr_polarity and qnli: the last block of MiniLM, which for
-qnli was first trained on a public 40 % of it, Dirichlet 0.5, clients count alike and train by AdamW (scaffold: SGD at
-30 times the rate). Each has its defaults, but server rates of
+small base trained on a public 35 %, clients train by SGD. mr_polarity and qnli: the last block of MiniLM, first
+trained whole on a public 25 % and 40 %; Dirichlet 0.5, clients count alike and train by AdamW (scaffold: SGD at 300
+times the rate). Each has its defaults, but server rates of
 the Adam family (0.01, adagrad 0.03) and one trimmed client. *Own rate*: the best of the grid on another seed and
 validation examples. Accuracy in percent, mean and standard deviation over three seeds, at the own rate and at the one
 that is fedavg's best. MB of one run, both at the own rate. *Server ms*: prepare, accumulate and apply of a round.

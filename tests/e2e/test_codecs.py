@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedpeft import plugins
 from fedpeft.adapters.base import pairs
@@ -14,9 +15,10 @@ from fedpeft.codecs.none import Lossless
 from fedpeft.codecs.top_k import TopK
 from fedpeft.engines.inline import simulate
 from fedpeft.errors import UnsupportedError
+from fedpeft.strategies.lora_fair import LoraFair
 from fedpeft.tensors import Tensors
 from fedpeft.training.workbench import assemble
-from tests.conftest import tiny
+from tests.conftest import needed, tiny
 from tests.e2e.test_inline import lines
 
 
@@ -113,3 +115,26 @@ def test_the_header_names_the_chain_and_the_workbench_builds_it(tmp_path: Path) 
     assert bench.experiment.codec.names == ("top_k", "int8")
     assert bench.codec == Chain((TopK(),), Int8())
     assert bench.codec_down == Lossless()
+
+
+def test_lora_fair_corrects_what_was_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that reaches the correction is what the wire carried: of each class few entries, of one magnitude."""
+    came: list[Tensors] = []
+    prepare = LoraFair.prepare
+
+    def spied(self: LoraFair, slots: Any, state: Any, update: Any) -> Any:
+        came.append(update.delta)
+        return prepare(self, slots, state, update)
+
+    monkeypatch.setattr(LoraFair, "prepare", spied)
+    settings = tiny(tmp_path / "run", **needed("lora_fair", codec={"name": "compeft", "density": 0.1}))
+    simulate(settings)
+
+    roles = {slot.name: slot.role for slot in assemble(settings).adapted.attached.slots}
+    assert len(came) == sum(len(row["clients"]) for row in lines(tmp_path / "run"))
+    for delta in came:
+        for role in ("A", "B"):
+            flat = torch.cat([tensor.flatten() for name, tensor in delta.items() if roles[name] == role])
+            kept = flat[flat != 0].abs()
+            assert 0 < len(kept) <= round(0.1 * len(flat))
+            assert len(kept.unique()) == 1

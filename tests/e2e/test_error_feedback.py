@@ -9,10 +9,12 @@ import pytest
 
 from fedpeft.config import Experiment
 from fedpeft.engines.inline import InlineGrid, simulate
+from fedpeft.engines.local import local_client_app, node_context
 from fedpeft.report.export import read_slots
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.rounds import checkpoint as checkpoints
-from fedpeft.rounds.memory import unpack_memory
+from fedpeft.rounds.memory import entries, unpack_memory
+from fedpeft.server import serve
 from fedpeft.tensors import Tensors
 from fedpeft.training.feedback import owed, own
 from fedpeft.training.workbench import assemble
@@ -137,3 +139,34 @@ def test_ranks_that_differ_by_round_keep_what_is_owed_of_each(tmp_path: Path) ->
     assert [row["failures"] for row in lines(run)] == [[]] * len(lines(run))
     kept = owed(newest(run, 0))
     assert set(kept.manifest()) == set(initial.manifest())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model": {"name": "tiny", "architecture": "vit", "hidden_size": 32, "num_layers": 1}},
+        {"adapter": {"name": "lora", "rank": 2}},
+        {"adapter": {"name": "pissa", "rank": 4}},
+    ],
+    ids=["base", "rank", "plan"],
+)
+def test_nodes_of_another_base_rank_or_plan_owe_nothing(tmp_path: Path, changed: dict[str, Any]) -> None:
+    """Joining drops what was left out before: the same bits as on nodes that never trained."""
+
+    @cache
+    def context(node: int) -> Any:
+        return node_context(node, num_clients=4, run_config=None)
+
+    def run(name: str, **changes: Any) -> Path:
+        bench = assemble(settings := experiment("fedavg", tmp_path / name, **changes))
+        grid = InlineGrid(local_client_app(bench), num_clients=4, contexts=context)
+        place, resume = RunDirectory.prepare(settings)
+        serve(grid, bench, place, resume=resume)
+        return tmp_path / name
+
+    used = run("before")
+    assert used.exists()
+    assert any(entries(context(node).state) for node in range(4)), "something is owed"
+    after = run("after", **changed)
+    context.cache_clear()
+    assert digest(after) == digest(run("fresh", **changed))

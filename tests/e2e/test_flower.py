@@ -124,11 +124,25 @@ def test_flower_goes_on_where_one_process_stopped_and_comes_to_the_same_bits(
     assert (seen.first_round, seen.summary) == (2, summary)
 
 
+SPARSE = {
+    "codec": {"name": "compeft", "density": 0.1},
+    "codec_down": {"name": "compeft", "density": 0.1},
+    "feedback": {"up": True, "down": True},
+}
+"""Clients hold the adapter they were last sent, and what they left out of their own changes."""
+
+
 @pytest.mark.runtime
-def test_what_clients_keep_stays_with_their_nodes(tmp_path: Path, scratch: Path) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "changes"), [("fedsa_lora", {}), ("fedavg", SPARSE)], ids=["fedsa_lora", "sparse_both_ways"]
+)
+def test_what_clients_keep_stays_with_their_nodes(
+    tmp_path: Path, scratch: Path, strategy: str, changes: dict[str, Any]
+) -> None:
     """Flower hands each node's record from one worker process to the next: the same bits, evaluated too."""
+    rounds = {"clients_per_round": 2, "num_rounds": 3}
     for name, engine in (("a", inline), ("b", flower)):
-        engine.simulate(tiny(tmp_path / name, **needed("fedsa_lora", rounds={"clients_per_round": 2})))
+        engine.simulate(tiny(tmp_path / name, **needed(strategy, rounds=rounds, **changes)))
 
     assert digest(tmp_path / "b") == digest(tmp_path / "a")
     assert lines(tmp_path / "b") == lines(tmp_path / "a")

@@ -1,8 +1,8 @@
-"""A frozen base for qnli: MiniLM, trained whole on a public part of the pairs before the federation.
+"""Frozen bases for mr_polarity and qnli: MiniLM, trained whole on a public part of the data before the federation.
 
-As it comes MiniLM encodes sentences one by one, and an adapter in its last block learns nothing about pairs within the
-examples that benchmarks/aggregation.py can afford. The public part is never federated, and the base is written without
-its classifier, so that each run begins with a head of its own.
+As it comes MiniLM encodes sentences for similarity, by a mean that its classifier does not read, and knows no pairs: an
+adapter in its last block hardly leaves chance within the examples that benchmarks/aggregation.py can afford. The public
+part is never federated, and the base is written without its classifier, so that each run begins with a head of its own.
 """
 
 import json
@@ -22,29 +22,37 @@ from fedpeft.models.base import Wanted
 from fedpeft.tasks import sequence_classification
 from fedpeft.training.loop import evaluate, train_locally
 
-__all__ = ["PairsBase", "prepare_pairs"]
+__all__ = ["STARTED", "Started", "prepare_started"]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class PairsBase:
+class Started:
     """What the base is made of; the same values on as many threads give the same base."""
 
-    public_share: float = 0.4
-    """Of each label's training pairs."""
-    max_length: int = 48
+    columns: tuple[tuple[str, str], ...]
+    public_share: float
+    """Of each label's training examples."""
+    max_length: int
     num_steps: int = 200
     batch_size: int = 32
     learning_rate: float = 1e-4
     seed: int = 2019
 
 
-def prepare_pairs(source: Path, folder: Path, base: PairsBase) -> dict[str, Any]:
+_TEXT = (("text", "text"), ("label", "label"))
+STARTED = {
+    "mr_polarity": Started(columns=_TEXT, public_share=0.25, max_length=32),
+    "qnli": Started(columns=(*_TEXT, ("text2", "text_b")), public_share=0.4, max_length=48),
+}
+
+
+def prepare_started(source: Path, folder: Path, base: Started) -> dict[str, Any]:
     """Write public.parquet, train.parquet and the checkpoint ``base/`` once; return what the base came to."""
     told = folder / "base.json"
     if told.exists():
         made: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
-        if made["made_of"] == asdict(base):
+        if made["made_of"] == _listed(base):
             return made
     folder.mkdir(parents=True, exist_ok=True)
     whole = pq.read_table(source / "train.parquet")
@@ -52,16 +60,16 @@ def prepare_pairs(source: Path, folder: Path, base: PairsBase) -> dict[str, Any]
     pq.write_table(whole.filter(public), folder / "public.parquet")
     pq.write_table(whole.filter(~public), folder / "train.parquet")
     accuracy = _train(base, folder)
-    made = {"made_of": asdict(base), "num_public": int(public.sum()), "validation_accuracy": accuracy}
+    made = {"made_of": _listed(base), "num_public": int(public.sum()), "validation_accuracy": accuracy}
     told.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     return made
 
 
-def _train(base: PairsBase, folder: Path) -> float:
-    """Train everything, save all but the classifier, return its accuracy with it on private pairs."""
+def _train(base: Started, folder: Path) -> float:
+    """Train everything, save all but the classifier, return its accuracy with it on the private part."""
     torch.set_num_threads(2)
     paths = {"path": str(folder / "public.parquet"), "test_path": str(folder / "train.parquet")}
-    options = table.Options(**paths, text="text", text2="text_b", label="label", max_test=500)  # type: ignore[arg-type]
+    options = table.Options(**paths, **dict(base.columns), max_test=500)  # type: ignore[arg-type]
     splits = table.make(options).load(seed=base.seed)
     wanted = Wanted(kind="sequence_classification", label_names=splits.label_names, seed=base.seed)
     loaded = minilm.make(minilm.Options(dropout=0.0)).load(wanted)
@@ -76,3 +84,8 @@ def _train(base: PairsBase, folder: Path) -> float:
     body = {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("classifier.")}
     save_file(body, folder / "base" / "model.safetensors", metadata={"format": "pt"})
     return task.metrics(evaluate(model, unseen, task=task, batch_size=64))["accuracy"]
+
+
+def _listed(base: Started) -> Any:
+    """Return what the base is made of as JSON has it."""
+    return json.loads(json.dumps(asdict(base)))
