@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.intents import Base
-from benchmarks.jobs import DATA, ROOT, key_of
-from benchmarks.started import STARTED
+from benchmarks.jobs import DATA, key_of
+from benchmarks.started import BASES, LAST_BLOCK, STARTED, federated, frozen
 from fedpeft import config
 from fedpeft.config import Experiment
 
@@ -58,7 +58,7 @@ SGD_FACTOR = 300
 SWEPT = ("fedavg", "lora_fair", "fedex_lora", "ffa_lora")
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
 SWEPT_STEPS, SWEPT_RATES = (1, 4, 16), (0.03, 0.1, 0.3)
-SCRATCH = ROOT / "runs" / "benchmarks" / "aggregation"
+SCRATCH = BASES
 PER_CLIENT = "fedsa_lora"
 """Its adapters stay on the clients, so its accuracy is theirs, each on held-out examples of its own."""
 
@@ -94,7 +94,7 @@ class Setting:
 
 _TEXT = {"text": "text", "label": "label"}
 _LAST = [
-    f"encoder.layer.5.{place}"
+    f"{LAST_BLOCK}{place}"
     for place in ("attention.self.query", "attention.self.value", "intermediate.dense", "output.dense")
 ]
 """LoRA in MiniLM's last block alone: what enters it is computed once for all runs of a seed."""
@@ -116,8 +116,7 @@ _MINILM: dict[str, Any] = {
 
 def _started(part: str) -> dict[str, Any]:
     """Return what the parts on MiniLM share, on the base that is trained on a public part of the data."""
-    model = {"name": "pretrained", "path": str(SCRATCH / part / "base"), "dropout": 0.0}
-    return {**_MINILM, "model": model, "made_of": asdict(STARTED[part])}
+    return {**_MINILM, "model": frozen(part), "made_of": asdict(STARTED[part])}
 
 
 SETTINGS = {
@@ -209,7 +208,7 @@ def _data(job: Job) -> dict[str, Any]:
         unseen = folder / ("val.parquet" if job.tuning else "test.parquet")
         return {"path": str(SCRATCH / "train.parquet"), "test_path": str(unseen), **sizes}
     test = {"test_fraction": 0.2} if job.tuning else {"test_path": str(folder / "test.parquet")}
-    return {"path": str(SCRATCH / job.part / "train.parquet"), **test, **sizes}
+    return {"path": str(federated(job.part)), **test, **sizes}
 
 
 def _unless_none(**settings: Any) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """What benchmarks/privacy.py runs: data, base, partition and training of each part, and a run's experiment and name."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.intents import Base
 from benchmarks.jobs import DATA, ROOT, key_of
+from benchmarks.started import LAST_BLOCK, STARTED, federated, frozen
 from fedpeft import config
 from fedpeft.config import Experiment
 
@@ -41,7 +42,7 @@ class Job:
     @property
     def key(self) -> str:
         """Its name in the log."""
-        base = asdict(Base()) if self.part.startswith("clinc150") else {}
+        base = asdict(Base() if self.part.startswith("clinc150") else STARTED["mr_polarity"])
         return key_of({**table(self), "made_of": base}, self.part, self.strategy, self.rank, self.rate, self.seed)
 
 
@@ -63,7 +64,7 @@ class Setting:
     delta: float = 1e-5
     alpha: float | None = None
     """Twice the rank where unset, so that all ranks have one scale."""
-    precision: str = "float32"
+    compute: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
     accountant: str | None = None
     """The default's where unset."""
@@ -81,24 +82,23 @@ def _clinc(label: str) -> Callable[[Job], dict[str, Any]]:
 def _polarity(job: Job) -> dict[str, Any]:
     folder = DATA / "mr_polarity"
     test = {"test_fraction": 0.2} if job.seed == TUNING_SEED else {"test_path": str(folder / "test.parquet")}
-    sizes = {"max_train": 3000, "max_test": 400}
-    return {"path": str(folder / "train.parquet"), **test, **sizes, "text": "text", "label": "label"}
+    sizes = {"max_train": 3000, "max_test": 500}
+    return {"path": str(federated("mr_polarity")), **test, **sizes, "text": "text", "label": "label"}
 
 
 _SMALL: dict[str, Any] = {"model": {"name": "pretrained", "path": str(SCRATCH / "base")}, "max_length": 20}
 _THREE = {"name": "dirichlet", "alpha": 0.5, "num_clients": 3}
-_UPPER = [
-    f"encoder.layer.{layer}.{place}"
-    for layer in (4, 5)
+_LAST = [
+    f"{LAST_BLOCK}{place}"
     for place in ("attention.self.query", "attention.self.value", "intermediate.dense", "output.dense")
 ]
-"""LoRA in the upper third of MiniLM, so that a run takes seconds and not minutes."""
 _MINILM: dict[str, Any] = {
     "data": _polarity,
-    "model": {"name": "minilm"},
-    "max_length": 40,
+    "model": frozen("mr_polarity"),
+    "max_length": 32,
+    "compute": {"cache_frozen": True},
     "accountant": "rdp",
-    "rates": (3e-3, 1e-2),
+    "rates": (1e-3, 3e-3),
 }
 SETTINGS = {
     "clinc150_example": Setting(
@@ -127,7 +127,7 @@ SETTINGS = {
     "mr_polarity_example": Setting(
         **_MINILM,
         partition=_THREE,
-        lora={"target_modules": _UPPER},
+        lora={"target_modules": _LAST},
         train={"local_steps": 4, "batch_size": 32, "optimizer": "adamw"},
         num_rounds=10,
         unit="example",
@@ -136,7 +136,7 @@ SETTINGS = {
     "mr_polarity_client": Setting(
         **_MINILM,
         partition={**_THREE, "num_clients": 10},
-        lora={"target_modules": _UPPER},
+        lora={"target_modules": _LAST},
         train={"local_steps": 2, "batch_size": 8, "optimizer": "adamw"},
         num_rounds=10,
         unit="client",
@@ -168,7 +168,7 @@ def table(job: Job) -> dict[str, Any]:
         "train": {**made.train, "learning_rate": job.rate},
         "rounds": {"num_rounds": made.num_rounds, "checkpoint_every": made.num_rounds},
         "evaluate": {"every": made.num_rounds, "batch_size": 64},
-        "compute": {"num_threads": 1, "precision": made.precision},
+        "compute": {"num_threads": 1, "precision": "float32", **made.compute},
         **({"privacy": private} if private else {}),
     }
 

@@ -1,8 +1,8 @@
-"""Frozen bases for mr_polarity and qnli: MiniLM, trained whole on a public part of the data before the federation.
+"""Frozen bases for real data: MiniLM, trained whole on a public part of a data set before the federation.
 
 As it comes MiniLM encodes sentences for similarity, by a mean that its classifier does not read, and knows no pairs: an
-adapter in its last block hardly leaves chance within the examples that benchmarks/aggregation.py can afford. The public
-part is never federated, and the base is written without its classifier, so that each run begins with a head of its own.
+adapter in its last block hardly leaves chance within the examples that a benchmark can afford. The public part is never
+federated, and the base is written without its classifier, so that each run begins with a head of its own.
 """
 
 import json
@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.intents import drawn
+from benchmarks.jobs import DATA, ROOT
 from fedpeft.config import Train
 from fedpeft.data.sources import table
 from fedpeft.models import minilm
@@ -22,7 +23,12 @@ from fedpeft.models.base import Wanted
 from fedpeft.tasks import sequence_classification
 from fedpeft.training.loop import evaluate, train_locally
 
-__all__ = ["STARTED", "Started", "prepare_started"]
+__all__ = ["BASES", "LAST_BLOCK", "STARTED", "Started", "federated", "frozen", "prepare_started"]
+
+BASES = ROOT / "runs" / "benchmarks" / "aggregation"
+"""Of each data set: public.parquet, train.parquet (what is federated), and the checkpoint base/."""
+LAST_BLOCK = "encoder.layer.5."
+"""What enters it is computed once for all runs of a seed, where nothing below it is adapted."""
 
 
 @final
@@ -44,18 +50,34 @@ _TEXT = (("text", "text"), ("label", "label"))
 STARTED = {
     "mr_polarity": Started(columns=_TEXT, public_share=0.25, max_length=32),
     "qnli": Started(columns=(*_TEXT, ("text2", "text_b")), public_share=0.4, max_length=48),
+    "clinc150": Started(columns=_TEXT, public_share=0.35, max_length=24, num_steps=300),
 }
 
 
-def prepare_started(source: Path, folder: Path, base: Started) -> dict[str, Any]:
-    """Write public.parquet, train.parquet and the checkpoint ``base/`` once; return what the base came to."""
+def frozen(name: str) -> dict[str, Any]:
+    """Return the model table of a data set's base."""
+    return {"name": "pretrained", "path": str(BASES / _folder(name) / "base"), "dropout": 0.0}
+
+
+def federated(name: str) -> Path:
+    """Return the file of a data set's private part."""
+    return BASES / _folder(name) / "train.parquet"
+
+
+def _folder(name: str) -> str:
+    return "clinc150_minilm" if name == "clinc150" else name  # clinc150's own folder is that of benchmarks/intents.py
+
+
+def prepare_started(name: str) -> dict[str, Any]:
+    """Write a data set's two parts and its base once; return what the base came to."""
+    base, folder = STARTED[name], BASES / _folder(name)
     told = folder / "base.json"
     if told.exists():
         made: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
         if made["made_of"] == _listed(base):
             return made
     folder.mkdir(parents=True, exist_ok=True)
-    whole = pq.read_table(source / "train.parquet")
+    whole = pq.read_table(DATA / name / "train.parquet")
     public = drawn(whole["label"].to_numpy(), share=base.public_share, seed=base.seed)
     pq.write_table(whole.filter(public), folder / "public.parquet")
     pq.write_table(whole.filter(~public), folder / "train.parquet")
