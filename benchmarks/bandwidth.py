@@ -25,17 +25,19 @@ from fedpeft import config
 from fedpeft.config import Experiment
 from fedpeft.engines.inline import simulate
 
-NUM_CLIENTS, NUM_ROUNDS, EVERY, SEEDS = 10, 40, 8, (1, 2, 3)
+NUM_CLIENTS, EVERY, SEEDS = 10, 4, (1, 2, 3)
 DATASETS: dict[str, dict[str, Any]] = {
     "mr_polarity": {
         "columns": {"text": "text", "label": "label"},
         "max_length": 32,
+        "num_rounds": 24,
         "partition": {"name": "dirichlet", "alpha": 0.5, "num_clients": NUM_CLIENTS},
         "train": {"local_steps": 2, "batch_size": 8, "learning_rate": 1e-3},
     },
     "clinc150": {
         "columns": {"text": "text", "label": "label", "client": "client"},
         "max_length": 24,
+        "num_rounds": 32,
         "partition": {"name": "natural"},
         "train": {"local_steps": 4, "batch_size": 8, "learning_rate": 3e-3},
     },
@@ -46,11 +48,16 @@ _TARGETS = [f"{LAST_BLOCK}{place}" for place in _LINEAR]
 
 
 def _arms() -> dict[str, dict[str, Any]]:
-    """Return arm -> what its experiment has of codecs and feedback, the most telling first."""
+    """Return arm -> what its experiment has of codecs, feedback and strategy, the most telling first."""
+    fed, head = {"up": True, "down": True}, {"name": "compeft", "densities": {"head": 1.0}}
     both = {"codec": {"name": "compeft"}, "codec_down": {"name": "compeft"}}
+    whole = {"codec": head, "codec_down": head, "feedback": fed}
+    ffa = {"strategy": {"name": "ffa_lora", "weighting": "uniform"}}
     found: dict[str, dict[str, Any]] = {
         "float32": {},
-        "compeft both ways fed back": {**both, "feedback": {"up": True, "down": True}},
+        "ffa_lora, compeft both ways fed back, whole head": {**whole, **ffa},
+        "compeft both ways fed back, whole head": whole,
+        "compeft both ways fed back": {**both, "feedback": fed},
         "compeft both ways": both,
         "compeft up fed back": {"codec": {"name": "compeft"}, "feedback": {"up": True}},
         "compeft up": {"codec": {"name": "compeft"}},
@@ -60,7 +67,7 @@ def _arms() -> dict[str, dict[str, Any]]:
     for name in ("top_k", "random_k"):
         found[f"{name} up fed back"] = {"codec": {"name": name}, "feedback": {"up": True}}
         found[f"{name} up"] = {"codec": {"name": name}}
-    return found
+    return {**found, "ffa_lora, float32": ffa}
 
 
 ARMS = _arms()
@@ -86,7 +93,7 @@ def given(job: Job) -> dict[str, Any]:
             "name": "table",
             "path": str(federated(job.dataset)),
             "test_path": str(DATA / job.dataset / "test.parquet"),
-            "max_test": 1000,
+            "max_test": 600,
             **spec["columns"],
         },
         "partition": spec["partition"],
@@ -94,7 +101,7 @@ def given(job: Job) -> dict[str, Any]:
         "adapter": {"name": "lora", "rank": 8, "alpha": 16, "target_modules": _TARGETS},
         "strategy": {"name": "fedavg", "weighting": "uniform"},
         "train": {"schedule": "linear", **spec["train"]},
-        "rounds": {"num_rounds": NUM_ROUNDS, "checkpoint_every": NUM_ROUNDS},
+        "rounds": {"num_rounds": spec["num_rounds"], "checkpoint_every": spec["num_rounds"]},
         "evaluate": {"every": EVERY},
         "compute": {"num_threads": 1, "cache_frozen": True},
         **ARMS[job.arm],
