@@ -24,7 +24,9 @@ from fedpeft.tensors import Spec, Tensors
 __all__ = [
     "CLASSES",
     "Class",
+    "ClassName",
     "KeptInClasses",
+    "Share",
     "Sparsity",
     "class_seal",
     "classes",
@@ -33,9 +35,9 @@ __all__ = [
     "unflattened",
 ]
 
-_Name = Literal["A", "B", "head", "other"]
-CLASSES: tuple[_Name, ...] = ("A", "B", "head", "other")
-_Share = Annotated[float, Field(ge=0, le=1)]
+ClassName = Literal["A", "B", "head", "other"]
+CLASSES: tuple[ClassName, ...] = ("A", "B", "head", "other")
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Sparsity(Frozen):
@@ -43,7 +45,7 @@ class Sparsity(Frozen):
 
     density: float = Field(default=0.05, ge=0, le=1)
     """Share of the entries that are kept of each class: the nearest whole number, and at least one unless it is 0."""
-    densities: dict[_Name, _Share] = Field(default_factory=dict)
+    densities: dict[ClassName, Share] = Field(default_factory=dict)
     """Other shares for some classes: A, B, head, other."""
 
     def num_kept(self, group: "Class") -> int:
@@ -64,7 +66,7 @@ class Sparsity(Frozen):
 class Class:
     """The tensors of one class, in the manifest's order."""
 
-    name: _Name
+    name: ClassName
     specs: tuple[Spec, ...]
 
     @property

@@ -8,7 +8,7 @@ magnitudes the first; the authors' code keeps one more, and all that tie with it
 - ``std``: the paper's alpha * std of all n entries (Bessel's). Above about 2 alpha_opt the error exceeds the change;
 - ``dp_norm``: norm / sqrt(entries kept in all classes): the whole has this L2 norm and no scale travels.
 
-Bits a class: n H(k/n) + k, and 60 bytes at most.
+Bits a class: n H(k/n) + k, and 60 bytes at most. A head is kept whole by default (benchmarks/bandwidth.py).
 """
 
 import math
@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
+from pydantic import Field
 
 from fedpeft.codecs.base import NOTHING, Codec, Common
-from fedpeft.codecs.classes import Class, class_seal, classes, entropy_bits, flat_class, unflattened
+from fedpeft.codecs.classes import Class, ClassName, Share, class_seal, classes, entropy_bits, flat_class, unflattened
 from fedpeft.codecs.frame import Reader
 from fedpeft.codecs.layout import require_finite, require_float32
 from fedpeft.codecs.positions import read_positions, write_positions
@@ -37,6 +38,10 @@ _LARGEST = float(np.finfo(np.float32).max)
 @final
 class Options(Scaling):
     """How much is kept, and how large it arrives."""
+
+    densities: dict[ClassName, Share] = Field(default_factory=lambda: {"head": 1.0})
+    """Other shares for some classes: A, B, head, other. Unless this is set every sign of a head travels: it is new, so
+    all of it must move at once, and that is one bit an entry, as much as a quarter of them with their places."""
 
 
 @final

@@ -152,8 +152,10 @@ def test_the_server_goes_on_from_what_clients_decode_and_loses_nothing(seed: int
 @pytest.mark.parametrize(("density", "limit"), [(0.05, 4.68), (0.1, 4.13), (0.2, 3.51), (0.3, 3.11), (0.5, 2.54)])
 def test_scales_beyond_the_specifications_table_are_refused(density: float, limit: float) -> None:
     assert largest_alpha(density) == pytest.approx(limit, abs=0.006)
-    assert codec_of("compeft", density=density, scale="std", alpha=limit - 0.05).grows() is None
-    assert "lower alpha" in str(codec_of("compeft", density=density, scale="std", alpha=limit + 0.05).grows())
+    options: dict[str, Any] = {"density": density, "densities": {}, "scale": "std"}
+    assert codec_of("compeft", **options, alpha=limit - 0.05).grows() is None
+    assert "lower alpha" in str(codec_of("compeft", **options, alpha=limit + 0.05).grows())
+    assert "lower alpha" in str(codec_of("compeft", density=density, scale="std", alpha=1.7).grows()), "a whole head"
 
 
 @pytest.mark.parametrize(
