@@ -4,7 +4,6 @@ The public part is drawn evenly from all intents and never federated; the words 
 written as a checkpoint in a local folder, without its classifier, so that each run begins with a head of its own.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -18,13 +17,14 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from benchmarks.jobs import made_once
 from fedpeft.config import Train
 from fedpeft.data.sources import table
 from fedpeft.seeds import isolated
 from fedpeft.tasks import sequence_classification
 from fedpeft.training.loop import evaluate, train_locally
 
-__all__ = ["Base", "drawn", "prepare"]
+__all__ = ["Base", "deal", "prepare"]
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
@@ -51,20 +51,21 @@ class Base:
 
 def prepare(source: Path, folder: Path, base: Base) -> dict[str, Any]:
     """Write public.parquet, train.parquet and the checkpoint ``base/`` once; return what the base came to."""
-    told = folder / "base.json"
-    if told.exists():
-        made: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
-        if made["made_of"] == asdict(base):
-            return made
-    folder.mkdir(parents=True, exist_ok=True)
+    return made_once(folder / "base.json", asdict(base), lambda: _prepared(source, folder, base))
+
+
+def _prepared(source: Path, folder: Path, base: Base) -> dict[str, Any]:
+    num_public = deal(source, folder, share=base.public_share, seed=base.seed)
+    return {"num_public": num_public, "validation_accuracy": _train(base, folder, source / "val.parquet")}
+
+
+def deal(source: Path, folder: Path, *, share: float, seed: int) -> int:
+    """Write public.parquet, the same share of every label, and train.parquet; return the number of public examples."""
     whole = pq.read_table(source / "train.parquet")
-    public = drawn(whole["label"].to_numpy(), share=base.public_share, seed=base.seed)
+    public = drawn(whole["label"].to_numpy(), share=share, seed=seed)
     pq.write_table(whole.filter(public), folder / "public.parquet")
     pq.write_table(whole.filter(~public), folder / "train.parquet")
-    accuracy = _train(base, folder, source / "val.parquet")
-    made = {"made_of": asdict(base), "num_public": int(public.sum()), "validation_accuracy": accuracy}
-    told.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    return made
+    return int(public.sum())
 
 
 def drawn(labels: np.ndarray, *, share: float, seed: int) -> np.ndarray:

@@ -76,6 +76,19 @@ def read_log(log: Path, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {key: found[key] for key in keys if key in found}
 
 
+def made_once(path: Path, made_of: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a JSON file tells if it was made of the same; else make it, in the file's folder, and write that."""
+    given = json.loads(json.dumps(made_of))
+    if path.exists():
+        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if told["made_of"] == given:
+            return told
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = {"made_of": given, **make()}
+    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return told
+
+
 def write_results(name: str, results: dict[str, Any]) -> Path:
     """Write docs/results/NAME.json, with what machine it was made on."""
     path = ROOT / "docs" / "results" / f"{name}.json"

@@ -5,17 +5,15 @@ adapter in its last block hardly leaves chance within the examples that a benchm
 federated, and the base is written without its classifier, so that each run begins with a head of its own.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.intents import drawn
-from benchmarks.jobs import DATA, ROOT
+from benchmarks.intents import deal
+from benchmarks.jobs import DATA, ROOT, made_once
 from fedpeft.config import Train
 from fedpeft.data.sources import table
 from fedpeft.models import minilm
@@ -70,21 +68,13 @@ def _folder(name: str) -> str:
 
 def prepare_started(name: str) -> dict[str, Any]:
     """Write a data set's two parts and its base once; return what the base came to."""
+    return made_once(BASES / _folder(name) / "base.json", asdict(STARTED[name]), lambda: _prepared(name))
+
+
+def _prepared(name: str) -> dict[str, Any]:
     base, folder = STARTED[name], BASES / _folder(name)
-    told = folder / "base.json"
-    if told.exists():
-        made: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
-        if made["made_of"] == _listed(base):
-            return made
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = pq.read_table(DATA / name / "train.parquet")
-    public = drawn(whole["label"].to_numpy(), share=base.public_share, seed=base.seed)
-    pq.write_table(whole.filter(public), folder / "public.parquet")
-    pq.write_table(whole.filter(~public), folder / "train.parquet")
-    accuracy = _train(base, folder)
-    made = {"made_of": _listed(base), "num_public": int(public.sum()), "validation_accuracy": accuracy}
-    told.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    return made
+    num_public = deal(DATA / name, folder, share=base.public_share, seed=base.seed)
+    return {"num_public": num_public, "validation_accuracy": _train(base, folder)}
 
 
 def _train(base: Started, folder: Path) -> float:
@@ -106,8 +96,3 @@ def _train(base: Started, folder: Path) -> float:
     body = {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("classifier.")}
     save_file(body, folder / "base" / "model.safetensors", metadata={"format": "pt"})
     return task.metrics(evaluate(model, unseen, task=task, batch_size=64))["accuracy"]
-
-
-def _listed(base: Started) -> Any:
-    """Return what the base is made of as JSON has it."""
-    return json.loads(json.dumps(asdict(base)))
