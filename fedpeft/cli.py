@@ -17,6 +17,7 @@ from fedpeft.cli_deploy import deploy_app
 from fedpeft.cli_options import ExperimentFile, Overrides, output_changes
 from fedpeft.cli_privacy import privacy_app
 from fedpeft.config import Experiment
+from fedpeft.engines.forking import begin
 from fedpeft.errors import FedpeftError, InputError
 from fedpeft.report.run_directory import RunDirectory
 from fedpeft.report.text import one_line
@@ -73,6 +74,8 @@ def simulate(
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other; give one of them")
     changes = [*(overrides or []), *output_changes(out, resume=resume, overwrite=overwrite)]
+    if engine is Engine.inline and (glanced := config.glance(file, changes)) is not None:
+        begin(*glanced)
     experiment = config.load(file, changes)
     RunDirectory.check(experiment)
     again = ["fedpeft", "simulate", str(file), *(f"--set={change}" for change in overrides or [])]

@@ -2,7 +2,7 @@
 
 from fedpeft.config.base import Frozen
 from fedpeft.config.choice import Choice, Choices
-from fedpeft.config.load import load, parse, read
+from fedpeft.config.load import glance, load, parse, read
 from fedpeft.config.privacy import Privacy
 from fedpeft.config.schema import (
     WITHOUT_EFFECT,
@@ -32,6 +32,7 @@ __all__ = [
     "Rounds",
     "Simulation",
     "Train",
+    "glance",
     "load",
     "parse",
     "read",

@@ -10,7 +10,7 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 from tempfile import gettempdir
 
-from fedpeft.config import Experiment
+from fedpeft.config import Compute, Simulation
 from fedpeft.engines.sizing import likely_several
 
 __all__ = ["begin", "context", "uninterrupted"]
@@ -20,12 +20,13 @@ _LONGEST_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 """Of what Linux allows in the path of a socket, what multiprocessing leaves."""
 
 
-def begin(experiment: Experiment) -> None:
-    """Have the one that workers are forked from start importing, seconds of work, while this process loads its parts.
+def begin(simulation: Simulation, compute: Compute) -> None:
+    """Have the one that workers are forked from start importing, seconds of work, while this process does the same.
 
-    It serves every run of this process and ends with it. Nothing is started where workers are not likely to be wanted.
+    It serves every run of this process and ends with it; if it has begun already nothing happens. Nothing is started
+    where workers are not likely to be wanted.
     """
-    if likely_several(experiment) and isinstance(context(), ForkServerContext):
+    if likely_several(simulation, compute) and isinstance(context(), ForkServerContext):
         with uninterrupted():
             forkserver.ensure_running()
 

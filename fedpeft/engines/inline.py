@@ -120,7 +120,7 @@ def simulate(experiment: Experiment, *, watcher: Watcher | None = None) -> dict[
 
 
 def _simulated(experiment: Experiment, watcher: Watcher | None) -> dict[str, Any]:
-    begin(experiment)
+    begin(experiment.simulation, experiment.compute)
     bench, run, resume = ready(experiment, stacks=True)
     if (clock := current()) is not None:
         with phase("load"):

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from fedpeft.config import Experiment
+from fedpeft.config import Compute, Experiment, Simulation
 from fedpeft.errors import UnsupportedError
 
 __all__ = ["kilobytes", "likely_several", "num_workers"]
@@ -30,17 +30,19 @@ def num_workers(experiment: Experiment, *, num_clients: int) -> int:
         )
     if device != "cpu":
         return 1
-    return min(drawn, asked) if isinstance(asked, int) else max(1, min(drawn, _by_cores(experiment), _by_memory()))
+    return (
+        min(drawn, asked) if isinstance(asked, int) else max(1, min(drawn, _by_cores(experiment.compute), _by_memory()))
+    )
 
 
-def likely_several(experiment: Experiment) -> bool:
+def likely_several(simulation: Simulation, compute: Compute) -> bool:
     """Tell before anything is read whether worker processes will be wanted, unless there are too few clients."""
-    asked = experiment.simulation.workers
-    return experiment.compute.device == "cpu" and (_by_cores(experiment) if asked == "auto" else asked) > 1
+    asked = simulation.workers
+    return compute.device == "cpu" and (_by_cores(compute) if asked == "auto" else asked) > 1
 
 
-def _by_cores(experiment: Experiment) -> int:
-    threads = experiment.compute.num_threads
+def _by_cores(compute: Compute) -> int:
+    threads = compute.num_threads
     return 1 if isinstance(threads, str) else _cores() // threads
 
 
