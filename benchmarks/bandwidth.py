@@ -49,18 +49,16 @@ _TARGETS = [f"{LAST_BLOCK}{place}" for place in _LINEAR]
 
 def _arms() -> dict[str, dict[str, Any]]:
     """Return arm -> what its experiment has of codecs, feedback and strategy, the most telling first."""
-    fed, head = {"up": True, "down": True}, {"name": "compeft", "densities": {"head": 1.0}}
-    both = {"codec": {"name": "compeft"}, "codec_down": {"name": "compeft"}}
-    whole = {"codec": head, "codec_down": head, "feedback": fed}
-    ffa = {"strategy": {"name": "ffa_lora", "weighting": "uniform"}}
+    made, thin, fed = {"name": "compeft"}, {"name": "compeft", "densities": {}}, {"up": True, "down": True}
+    both, ffa = {"codec": made, "codec_down": made}, {"strategy": {"name": "ffa_lora", "weighting": "uniform"}}
     found: dict[str, dict[str, Any]] = {
         "float32": {},
-        "ffa_lora, compeft both ways fed back, whole head": {**whole, **ffa},
-        "compeft both ways fed back, whole head": whole,
+        "ffa_lora, compeft both ways fed back": {**both, "feedback": fed, **ffa},
         "compeft both ways fed back": {**both, "feedback": fed},
+        "compeft both ways fed back, of the head 5 % too": {"codec": thin, "codec_down": thin, "feedback": fed},
         "compeft both ways": both,
-        "compeft up fed back": {"codec": {"name": "compeft"}, "feedback": {"up": True}},
-        "compeft up": {"codec": {"name": "compeft"}},
+        "compeft up fed back": {"codec": made, "feedback": {"up": True}},
+        "compeft up": {"codec": made},
     }
     for name in ("int4", "int8", "bfloat16"):
         found[f"{name} both ways"] = {"codec": {"name": name}, "codec_down": {"name": name}}
