@@ -35,15 +35,11 @@ __all__ = ["ComPEFT", "Options", "make"]
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def _whole_head() -> dict[ClassName, Share]:
-    return {"head": 1.0}
-
-
 @final
 class Options(Scaling):
     """How much is kept, and how large it arrives."""
 
-    densities: dict[ClassName, Share] = Field(default_factory=_whole_head)
+    densities: dict[ClassName, Share] = Field(default={"head": 1.0})
     """Other shares for some classes: A, B, head, other. Unless this is set every sign of a head travels: it is new, so
     all of it must move at once, and that is one bit an entry, as much as a quarter of them with their places."""
 
