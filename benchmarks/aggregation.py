@@ -121,7 +121,7 @@ def _bases(parts: Sequence[str]) -> dict[str, Any]:
     small = {"clinc150", "sweep"} & {*parts}
     make = partial(prepare, DATA / "clinc150", SCRATCH, Base())
     found = {"clinc150": _base(asdict(Base()), make if small else None)}
-    for name in SETTINGS.keys() - {"clinc150"}:
+    for name in (name for name in SETTINGS if name != "clinc150"):
         found[name] = _base(asdict(STARTED[name]), partial(prepare_started, name) if name in parts else None)
     return found
 

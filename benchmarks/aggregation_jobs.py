@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.intents import Base
 from benchmarks.jobs import DATA, key_of
-from benchmarks.started import BASES, LAST_BLOCK, STARTED, federated, frozen
+from benchmarks.started import BASES, IN_LAST_BLOCK, STARTED, federated, frozen
 from fedpeft import config
 from fedpeft.config import Experiment
 
@@ -93,14 +93,9 @@ class Setting:
 
 
 _TEXT = {"text": "text", "label": "label"}
-_LAST = [
-    f"{LAST_BLOCK}{place}"
-    for place in ("attention.self.query", "attention.self.value", "intermediate.dense", "output.dense")
-]
-"""LoRA in MiniLM's last block alone: what enters it is computed once for all runs of a seed."""
 _MINILM: dict[str, Any] = {
     "partition": {"name": "dirichlet", "alpha": 0.5, "num_clients": 10},
-    "lora": {"name": "lora", "rank": 8, "alpha": 16, "target_modules": _LAST},
+    "lora": {"name": "lora", "rank": 8, "alpha": 16, "target_modules": IN_LAST_BLOCK},
     "compute": {"cache_frozen": True},
     "num_rounds": 16,
     "local_steps": 2,

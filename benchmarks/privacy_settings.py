@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.intents import Base
 from benchmarks.jobs import DATA, ROOT, key_of
-from benchmarks.started import LAST_BLOCK, STARTED, federated, frozen
+from benchmarks.started import IN_LAST_BLOCK, STARTED, federated, frozen
 from fedpeft import config
 from fedpeft.config import Experiment
 
@@ -88,10 +88,6 @@ def _polarity(job: Job) -> dict[str, Any]:
 
 _SMALL: dict[str, Any] = {"model": {"name": "pretrained", "path": str(SCRATCH / "base")}, "max_length": 20}
 _THREE = {"name": "dirichlet", "alpha": 0.5, "num_clients": 3}
-_LAST = [
-    f"{LAST_BLOCK}{place}"
-    for place in ("attention.self.query", "attention.self.value", "intermediate.dense", "output.dense")
-]
 _MINILM: dict[str, Any] = {
     "data": _polarity,
     "model": frozen("mr_polarity"),
@@ -127,7 +123,7 @@ SETTINGS = {
     "mr_polarity_example": Setting(
         **_MINILM,
         partition=_THREE,
-        lora={"target_modules": _LAST},
+        lora={"target_modules": IN_LAST_BLOCK},
         train={"local_steps": 4, "batch_size": 32, "optimizer": "adamw"},
         num_rounds=10,
         unit="example",
@@ -136,7 +132,7 @@ SETTINGS = {
     "mr_polarity_client": Setting(
         **_MINILM,
         partition={**_THREE, "num_clients": 10},
-        lora={"target_modules": _LAST},
+        lora={"target_modules": IN_LAST_BLOCK},
         train={"local_steps": 2, "batch_size": 8, "optimizer": "adamw"},
         num_rounds=10,
         unit="client",

@@ -21,12 +21,17 @@ from fedpeft.models.base import Wanted
 from fedpeft.tasks import sequence_classification
 from fedpeft.training.loop import evaluate, train_locally
 
-__all__ = ["BASES", "LAST_BLOCK", "STARTED", "Started", "federated", "frozen", "prepare_started"]
+__all__ = ["BASES", "IN_LAST_BLOCK", "LAST_BLOCK", "STARTED", "Started", "federated", "frozen", "prepare_started"]
 
 BASES = ROOT / "runs" / "benchmarks" / "aggregation"
 """Of each data set: public.parquet, train.parquet (what is federated), and the checkpoint base/."""
 LAST_BLOCK = "encoder.layer.5."
 """What enters it is computed once for all runs of a seed, where nothing below it is adapted."""
+IN_LAST_BLOCK = [
+    f"{LAST_BLOCK}{place}"
+    for place in ("attention.self.query", "attention.self.value", "intermediate.dense", "output.dense")
+]
+"""Where LoRA is in it, unless a benchmark says otherwise."""
 
 
 @final

@@ -30,9 +30,9 @@ def num_workers(experiment: Experiment, *, num_clients: int) -> int:
         )
     if device != "cpu":
         return 1
-    return (
-        min(drawn, asked) if isinstance(asked, int) else max(1, min(drawn, _by_cores(experiment.compute), _by_memory()))
-    )
+    if isinstance(asked, int):
+        return min(drawn, asked)
+    return max(1, min(drawn, _by_cores(experiment.compute), _by_memory()))
 
 
 def likely_several(simulation: Simulation, compute: Compute) -> bool:

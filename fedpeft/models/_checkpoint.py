@@ -70,7 +70,7 @@ def _set_dropout(config: Any, rate: float, path: str) -> None:
     names = [
         name
         for name, value in config.to_dict().items()
-        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, int | float) and value is not True
+        if ("dropout" in name or name.endswith("_pdrop")) and type(value) in (int, float)
     ]
     if not names:
         raise ModelError(f"model.dropout = {rate}: {path} is a {config.model_type}, which has no dropout; leave it out")

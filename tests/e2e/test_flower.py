@@ -26,6 +26,7 @@ from fedpeft.report.watch import Watcher
 from tests.conftest import needed, tiny
 from tests.e2e.test_inline import digest, lines
 from tests.e2e.test_resume import StoppedError, stop_at
+from tests.e2e.test_sparse_downlink import BOTH
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -124,17 +125,9 @@ def test_flower_goes_on_where_one_process_stopped_and_comes_to_the_same_bits(
     assert (seen.first_round, seen.summary) == (2, summary)
 
 
-SPARSE = {
-    "codec": {"name": "compeft", "density": 0.1},
-    "codec_down": {"name": "compeft", "density": 0.1},
-    "feedback": {"up": True, "down": True},
-}
-"""Clients hold the adapter they were last sent, and what they left out of their own changes."""
-
-
 @pytest.mark.runtime
 @pytest.mark.parametrize(
-    ("strategy", "changes"), [("fedsa_lora", {}), ("fedavg", SPARSE)], ids=["fedsa_lora", "sparse_both_ways"]
+    ("strategy", "changes"), [("fedsa_lora", {}), ("fedavg", BOTH)], ids=["fedsa_lora", "sparse_both_ways"]
 )
 def test_what_clients_keep_stays_with_their_nodes(
     tmp_path: Path, scratch: Path, strategy: str, changes: dict[str, Any]
